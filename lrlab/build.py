@@ -1,0 +1,278 @@
+"""From a config to objects: the only file that reads a ConfigDict.
+
+`check` builds everything that needs no data, collects every problem of the config in one pass, and
+compiles nothing. What it returns, a `Recipe`, holds no ConfigDict any more.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lrlab import batching, devices, fields, optimizers, planning, resolve
+from lrlab.data import Dataset, Source
+from lrlab.optimizers import MakeTx
+from lrlab.resolve import ConfigError, Problems
+from lrlab.train_step import Model, State, init_state, make_eval_step, make_train_step
+
+Scheduled = Mapping[str, optax.Schedule]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A config whose every part was built; only data and compilation are left.
+
+    config: plain values, defaults filled in. per_epoch: updates an epoch at the first batch size.
+    total: updates of the run. shapes: the State as shapes.
+    scheduled: values beside the rate that change with the update, in the order they are recorded.
+    groups: (pattern, multiplier of the rate, leaves, weights), of lr_multipliers.
+    """
+
+    config: dict[str, Any]
+    source: Source
+    model: Model
+    make_tx: MakeTx
+    shape: optax.Schedule
+    phases: tuple[planning.Phase, ...]
+    regime: batching.Regime
+    per_epoch: int
+    total: int
+    shapes: State
+    scheduled: Scheduled
+    groups: tuple[tuple[str, float, int, int], ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """Trainable weights."""
+        return sum(math.prod(p.shape) for p in jax.tree.leaves(self.shapes.params))
+
+    @property
+    def is_rate_found(self) -> bool:
+        """Whether the update rule finds a rate of its own, which is recorded beside ours."""
+        return optimizers.finds_rate(self.shapes.opt)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is recorded of every update beside RECORDED."""
+        return (*self.scheduled, *(("effective_lr",) if self.is_rate_found else ()))
+
+    def init(self) -> State:
+        """A fresh state, on the devices."""
+        shape = self.source.feature_shape
+        return devices.replicate(init_state(self.model, self.make_tx, shape, self.config["seed"]))
+
+    def train_step(self) -> Any:
+        """The train step, averaged over the devices."""
+        skip = self.config["nonfinite"]["policy"] == "skip"
+        return make_train_step(
+            self.model,
+            self.make_tx,
+            self.shape,
+            devices.AXIS,
+            self.regime.micro,
+            skip,
+            self.scheduled,
+            self.is_rate_found,
+        )
+
+    def eval_step(self) -> Any:
+        """The evaluation step."""
+        return make_eval_step(self.model)
+
+    def eval_size(self) -> int:
+        """Examples of an evaluation batch: what a CPU's cache holds, or what fills a chip."""
+        default = (
+            100 * devices.count() if jax.default_backend() == "cpu" else 2048 * devices.count()
+        )
+        return self.config["eval_size"] or default
+
+    def read(self) -> Dataset:
+        """The data; raises DataError."""
+        return self.source.read()
+
+    def rates(self) -> jax.Array:
+        """The planned rate of every update, float32 [total], before any regime."""
+        shape = jax.vmap(self.shape)
+        return jax.jit(lambda t: jnp.float32(self.config["lr"]) * shape(t))(jnp.arange(self.total))
+
+
+def check(config: Mapping[str, Any]) -> Recipe:
+    """Builds a recipe.
+
+    Raises:
+      ConfigError: every problem that the config has.
+      DataError: the data set is not there.
+    """
+    full, problems = fields.fill(config), Problems()
+    problems.found += fields.problems(full)
+    sections = "data", "batch", "model", "optimizer"
+    if not all(isinstance(full.get(key), dict) for key in sections):
+        raise ConfigError(problems.found)
+    source = problems.attempt(lambda: resolve.resolve("lrlab.data", full["data"], "data"))
+    regime = problems.attempt(lambda: resolve.resolve("lrlab.batching", full["batch"], "batch"))
+    model = problems.attempt(lambda: _model(full["model"], source))
+    per_epoch = problems.attempt(lambda: _per_epoch(source, regime)) if source and regime else None
+    total = (
+        int(full["epochs"]) * per_epoch if per_epoch and not fields.is_bad(full, "epochs") else None
+    )
+    clock = planning.Clock(total, per_epoch, regime.sizes[0] if regime else None)
+    warnings: list[str] = fields.unusual(full)
+    scheduled = problems.attempt(lambda: planning.scheduled(full, clock))
+    make_tx = problems.attempt(lambda: _optimizer(full, scheduled or {}))
+    planned = problems.attempt(lambda: planning.plan(full["schedule"], clock))
+    if make_tx and scheduled:
+        probe = {k: float(np.asarray(v(0))) for k, v in scheduled.items() if k != "label_smoothing"}
+        problems.attempt(lambda: make_tx(1.0, probe))
+    shapes: Any = None
+    groups: Any = ()
+    if source and model is not None and make_tx:
+        shapes = problems.attempt(lambda: _shapes(model, make_tx, source))
+    layered = [k for k in ("lr_multipliers", "no_decay") if full[k]]
+    if shapes is not None and layered and not any(fields.is_bad(full, k) for k in layered):
+        params = shapes.params
+        found = problems.attempt(lambda: _layers(full, scheduled or {}, model, source, params))
+        if found:
+            groups, make_tx = found
+            shapes = _shapes(model, make_tx, source)
+    if problems.found:
+        raise ConfigError(dict.fromkeys(problems.found))
+    assert source is not None
+    assert regime is not None
+    assert model is not None
+    assert make_tx is not None
+    assert shapes is not None
+    assert planned is not None
+    assert scheduled is not None
+    assert per_epoch
+    assert total
+    return Recipe(
+        config=full,
+        source=source,
+        model=model,
+        make_tx=make_tx,
+        shape=planned.shape,
+        phases=planned.phases,
+        regime=regime,
+        per_epoch=per_epoch,
+        total=total,
+        shapes=shapes,
+        scheduled=scheduled,
+        groups=groups,
+        warnings=(*warnings, *planned.warnings),
+    )
+
+
+def _model(spec: Mapping[str, Any], source: Source | None) -> Any:
+    target = resolve.find("lrlab.models", spec.get("name"), "model.name")
+    given: dict[str, Any] = {}
+    classes = source.num_classes if source else 2
+    if "num_classes" in resolve.parameters(target):
+        if "num_classes" not in spec:
+            given["num_classes"] = classes
+        elif source and spec["num_classes"] != classes:
+            raise ConfigError(
+                [f"model.num_classes={spec['num_classes']!r}: {source.name} has {classes} classes"]
+            )
+    return resolve.resolve("lrlab.models", spec, "model", given)
+
+
+def _layers(
+    full: Mapping[str, Any], scheduled: Scheduled, model: Any, source: Source, params: Any
+) -> Any:
+    """(groups, make_tx) where layers differ in rate or decay.
+
+    Raises:
+      ConfigError: a pattern that misses, or a name that is no rule of layers.
+    """
+    rules = full["lr_multipliers"]
+    if isinstance(rules, Mapping):
+        given = {"params": _in_order(model, source)}
+        rules = resolve.resolve("lrlab.optimizers._layers", rules, "lr_multipliers", given)
+    mask = optimizers.decay_mask(params, full["no_decay"]) if full["no_decay"] else None
+    multiply = optimizers.multipliers(rules, params) if rules else None
+    groups = tuple(optimizers.groups(rules, params)) if rules else ()
+    return groups, _optimizer(full, scheduled, multiply, mask)
+
+
+def _in_order(model: Any, source: Source) -> dict[str, Any]:
+    """The model's layers in the order of their definition, which jit's trees forget."""
+    layers: dict[str, Any] = {}
+
+    def make() -> None:
+        x = jnp.zeros((1, *source.feature_shape))
+        layers.update(model.init({"params": jax.random.key(0)}, x, train=False)["params"])
+
+    jax.eval_shape(make)
+    return dict.fromkeys(layers)
+
+
+def _optimizer(
+    full: Mapping[str, Any], scheduled: Scheduled, multiply: Any = None, mask: Any = None
+) -> MakeTx:
+    """The chain; a scheduled keyword has its first value where there is no update yet."""
+    spec = dict(full["optimizer"])
+    for key in [k for k, v in spec.items() if fields.is_schedule(v)]:
+        if key in scheduled:
+            spec[key] = float(np.asarray(scheduled[key](0)))
+        else:
+            del spec[key]
+    if "name" not in spec:
+        raise ConfigError(["optimizer.name is missing, such as 'momentum' or 'adam'"])
+    sound = {
+        key: float(full[key])
+        for key in ("clip_norm", "l2", "weight_decay")
+        if not fields.is_schedule(full[key]) and not fields.is_bad(full, key)
+    }
+    make_tx = optimizers.make(spec, multiply, mask=mask, **sound)
+    make_tx(1.0)  # the rule checks its keywords now, not at the first update
+    return make_tx
+
+
+def _per_epoch(source: Source, regime: batching.Regime) -> int:
+    """Updates of an epoch at the first size; problems of every size."""
+    problems, found, examples = [], devices.count(), source.sizes[0]
+    for size in regime.sizes:
+        if size > examples:
+            problems.append(
+                f"batch.size={size} is more than {source.name}'s {examples:,} training examples"
+            )
+        if size % (found * regime.micro):
+            parts = f" x {regime.micro} micro-batches" if regime.micro > 1 else ""
+            near = batching.nearest(size, found * regime.micro)
+            problems.append(f"batch.size={size} is not divisible by {found} devices{parts}; {near}")
+    for name, size in zip(("training", "validation", "test"), source.sizes, strict=True):
+        if size < 1:
+            problems.append(f"{source.name} has no {name} examples; which split or size was meant?")
+    if problems:
+        raise ConfigError(problems)
+    return batching.updates_per_epoch(examples, regime.sizes[0])
+
+
+def _shapes(model: Any, make_tx: MakeTx, source: Source) -> State:
+    """The state as shapes; tracing the model finds inputs that it cannot take."""
+    try:
+        shapes = jax.eval_shape(lambda: init_state(model, make_tx, source.feature_shape, 0))
+        variables = {"params": shapes.params, **shapes.stats}
+        x = jax.ShapeDtypeStruct((2, *source.feature_shape), jnp.float32)
+        logits = jax.eval_shape(functools.partial(model.apply, train=False), variables, x)
+    except (ValueError, TypeError) as e:
+        shape = "x".join(map(str, source.feature_shape))
+        lines = str(e).strip().splitlines() or [type(e).__name__]
+        raise ConfigError(
+            [f"model cannot take {source.name}'s features of {shape}: {lines[0]}"]
+        ) from e
+    if logits.shape != (2, source.num_classes):
+        raise ConfigError(
+            [
+                f"model gives outputs of shape {logits.shape[1:]}, but {source.name} has "
+                f"{source.num_classes} classes"
+            ]
+        )
+    return shapes

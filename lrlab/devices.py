@@ -1,0 +1,121 @@
+"""The only file that says pmap, process or jax.distributed.
+
+A program runs on every local device with `pmap`. State, data and rates go in whole (`in_axes=None`,
+laid out once on all devices, so no call copies them); what differs by device goes in with a leading
+device axis. State comes out whole too (`out_axes=None`): a checkpoint sees an ordinary pytree.
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lrlab.resolve import ConfigError
+
+AXIS = "devices"
+
+
+def use_cache(folder: Path | None = None) -> None:
+    """Keeps compiled programs between processes, small and quick ones too.
+
+    folder: by default $JAX_COMPILATION_CACHE_DIR (JAX's own), $LRLAB_CACHE_DIR/jax,
+    ~/.cache/lrlab/jax.
+    """
+    if not (folder or os.environ.get("JAX_COMPILATION_CACHE_DIR")):
+        home = os.environ.get("LRLAB_CACHE_DIR") or Path.home() / ".cache" / "lrlab"
+        folder = Path(home) / "jax"
+    if folder:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def count() -> int:
+    """Local devices.
+
+    Raises:
+      ConfigError: JAX finds none of the platform that was asked for.
+    """
+    try:
+        return jax.local_device_count()
+    except (RuntimeError, AssertionError) as e:  # JAX asserts that the platform asked for is there
+        asked, said = os.environ.get("JAX_PLATFORMS", ""), str(e) or "it is not on this machine"
+        raise ConfigError(
+            [
+                f"JAX finds no device for JAX_PLATFORMS={asked!r} ({said.splitlines()[0]}); "
+                "unset it, or set JAX_PLATFORMS=cpu, or install lrlab[cuda12], lrlab[cuda13] or "
+                "lrlab[tpu] on a machine that has one"
+            ]
+        ) from e
+
+
+def describe() -> dict[str, Any]:
+    """What a record says about the devices."""
+    devices = jax.local_devices()
+    return {"devices": [str(d) for d in devices], "device_kind": devices[0].device_kind}
+
+
+def bytes_free() -> int:
+    """Bytes that data may take on a device: half of an accelerator, a quarter of a host's."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) // 2
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return host // 4 // count()
+
+
+def _sharding(*axes: str) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), PartitionSpec(*axes))
+
+
+def replicate(tree: Any) -> Any:
+    """Lays a pytree of host arrays out whole on every device."""
+    return jax.device_put(tree, _sharding())
+
+
+def shard(tree: Any) -> Any:
+    """Lays arrays with a leading device axis out, one slice a device."""
+    return jax.device_put(tree, _sharding(AXIS))
+
+
+def to_host(tree: Any) -> Any:
+    """A copy in NumPy, of state that is whole on every device; random keys as their words."""
+    return jax.tree.map(lambda a: np.array(_words(a)), tree)
+
+
+def on_host(shapes: Any) -> Any:
+    """Empty arrays of the shapes that `to_host` gives."""
+    words = jax.eval_shape(lambda t: jax.tree.map(_words, t), shapes)
+    return jax.tree.map(lambda a: np.empty(a.shape, a.dtype), words)
+
+
+def from_host(tree: Any, like: Any) -> Any:
+    """The inverse of `to_host`: the state on every device, with keys where `like` has them."""
+
+    def back(a: Any, b: Any) -> Any:
+        return jax.random.wrap_key_data(a, impl=jax.random.key_impl(b)) if _is_key(b) else a
+
+    return replicate(jax.tree.map(back, tree, like))
+
+
+def _is_key(a: Any) -> bool:
+    return jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key)
+
+
+def _words(a: Any) -> Any:
+    return jax.random.key_data(a) if _is_key(a) else a
+
+
+def parallel(fn: Callable, sharded: Sequence[int], donate: Sequence[int] = ()) -> Callable:
+    """Runs `fn` on all devices; arguments at `sharded` positions have a leading device axis.
+
+    `fn` averages over AXIS itself; what it returns must be equal on all devices, and comes out
+    once.
+    """
+    axes = tuple(0 if i in sharded else None for i in range(len(inspect.signature(fn).parameters)))
+    return jax.pmap(fn, axis_name=AXIS, in_axes=axes, out_axes=None, donate_argnums=tuple(donate))

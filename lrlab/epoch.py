@@ -1,0 +1,248 @@
+"""An epoch as one compiled loop over data on the device, resident or streamed in blocks.
+
+Both ways run one program: (a block of data, rows of it) -> updates. Resident, the block is the
+whole split, laid out once, and the rows are the epoch's shuffled order; streamed, the block is
+gathered on the host in that order, and the rows count up. So both give the same batches, and the
+same numbers.
+
+The loop is a scan whose trip count is an argument. One program per batch size then serves any
+stretch of an epoch, to the bit: where a run is stopped, resumed, saved or shown does not change
+what it computes.
+"""
+
+import functools
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lrlab import devices, metrics
+from lrlab.batching import updates_per_epoch
+from lrlab.data import Dataset, Split
+from lrlab.train_step import RECORDED, EvalStep, State, TrainStep
+
+BLOCK = 64 << 20  # bytes of a streamed block: big enough to hide a transfer, small enough for two
+
+
+def place(dataset: Dataset, placement: str = "auto") -> str:
+    """Where the data lives, "resident" or "stream": by its size where `placement` is "auto"."""
+    if placement != "auto":
+        return placement
+    splits = dataset.train, dataset.validation, dataset.test
+    total = sum(s.x.nbytes + s.y.nbytes for s in splits)
+    return "resident" if total <= devices.bytes_free() else "stream"
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _shuffled(seed: jax.Array, epoch: jax.Array, examples: int) -> jax.Array:
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), 1), epoch)
+    return jax.random.permutation(key, examples)
+
+
+def order(seed: int, epoch: int, examples: int) -> np.ndarray:
+    """The order of an epoch, int32 [examples]: a function of seed and epoch alone."""
+    return np.asarray(_shuffled(np.uint32(seed), np.int32(epoch), examples))
+
+
+class Feed:
+    """Batches of a split on the devices, block by block.
+
+    length: batches in a block; the only block of resident data holds them all.
+    """
+
+    def __init__(self, split: Split, batches: int, size: int, placement: str):
+        self.split, self.batches, self.size = split, batches, size
+        self.streamed = placement == "stream"
+        per_batch = size * max(1, split.x[:1].nbytes)
+        self.length = min(batches, max(1, BLOCK // per_batch)) if self.streamed else batches
+        self._order = np.zeros((batches, size), np.int32)
+        self._counting = devices.shard(self._by_device(np.arange(self.length * size)))
+        self._resident: Any = None
+        self._rows: Any = None
+        self._pool = ThreadPoolExecutor(1) if self.streamed else None
+        self._ahead: tuple[int, Future] | None = None
+
+    def _by_device(self, rows: np.ndarray) -> np.ndarray:
+        """[batches * size] -> [devices, batches, size / devices], each batch dealt in order."""
+        if self.streamed:  # a device holds its own examples of the block only
+            rows = rows[: len(rows) // devices.count()]
+            return (
+                np.broadcast_to(rows, (devices.count(), len(rows)))
+                .reshape(devices.count(), self.length, -1)
+                .astype(np.int32)
+            )
+        dealt = rows.reshape(-1, devices.count(), self.size // devices.count())
+        return np.ascontiguousarray(dealt.transpose(1, 0, 2), np.int32)
+
+    def follow(self, rows: np.ndarray) -> None:
+        """Takes the split in this order from now on: int32 [batches * size]."""
+        self._order = rows.reshape(self.batches, self.size)
+        self._ahead = None
+        if not self.streamed:
+            self._rows = devices.shard(self._by_device(rows))
+
+    def block(self, index: int) -> tuple[Any, Any]:
+        """(x, y) on the devices and the rows of them: int32 [devices, length, size / devices]."""
+        if self._pool is None:
+            if self._resident is None:
+                self._resident = devices.replicate(
+                    (np.asarray(self.split.x), np.asarray(self.split.y))
+                )
+            return self._resident, self._rows
+        if self._ahead is None or self._ahead[0] != index:
+            self._ahead = index, self._pool.submit(self._gather, index)
+        data = self._ahead[1].result()
+        if (index + 1) * self.length < self.batches:
+            self._ahead = index + 1, self._pool.submit(self._gather, index + 1)
+        return data, self._counting
+
+    def _gather(self, index: int) -> Any:
+        rows = self._order[index * self.length : (index + 1) * self.length]
+        short = self.length - len(rows)
+        rows = np.pad(rows, ((0, short), (0, 0)))  # a last block keeps the compiled shape
+        local = self.size // devices.count()
+        dealt = rows.reshape(self.length, devices.count(), local).transpose(1, 0, 2)
+        dealt = dealt.reshape(devices.count(), -1)
+        return devices.shard((self.split.x[dealt], self.split.y[dealt]))
+
+    @property
+    def sharded(self) -> tuple[int, ...]:
+        """Positions of (data, rows) that have a leading device axis."""
+        return (0, 1) if self.streamed else (1,)
+
+
+class Training:
+    """Runs stretches of an epoch at one batch size.
+
+    step: made with axis=devices.AXIS. size: examples an update over all devices, a multiple of
+    their number. columns: of what the step records.
+    """
+
+    def __init__(
+        self,
+        step: TrainStep,
+        dataset: Dataset,
+        size: int,
+        placement: str,
+        seed: int,
+        columns: int = len(RECORDED),
+    ):
+        self.updates = updates_per_epoch(len(dataset.train), size)
+        self.feed = Feed(dataset.train, self.updates, size, placement)
+        self._seed, self._epoch = seed, -1
+        self._constants = _constants(dataset)
+        local, length = size // devices.count(), self.feed.length
+
+        def loop(data, rows, state, constants, seed, lr, first, count):
+            key = jax.random.fold_in(jax.random.key(seed), 2)
+            place = jax.lax.axis_index(devices.AXIS) * local + jnp.arange(local)
+
+            def body(carry: Any) -> Any:
+                i, state, out, _ = carry
+                at = rows[first + i]
+                batch = {"x": _standard(data[0][at], constants), "y": data[1][at], "rows": place}
+                before = state.step
+                state, recorded = step(state, batch, key, lr)
+                return i + 1, state, out.at[i].set(recorded), state.step > before
+
+            def more(carry: Any) -> jax.Array:
+                return (carry[0] < count) & carry[
+                    3
+                ]  # an update that does not count ends the stretch
+
+            out = jnp.zeros((length, columns))
+            done, state, out, _ = jax.lax.while_loop(more, body, (jnp.int32(0), state, out, True))
+            return state, out, done
+
+        self._program = devices.parallel(loop, sharded=self.feed.sharded, donate=(2,))
+        self._compiled: Any = None
+
+    def _arguments(self, state: State, epoch: int, first: int, count: int, lr: float) -> tuple:
+        if epoch != self._epoch:
+            self._epoch = epoch
+            rows = order(self._seed, epoch, len(self.feed.split))
+            self.feed.follow(rows[: self.feed.batches * self.feed.size])
+        data, rows = self.feed.block(first // self.feed.length)
+        scalars = (
+            np.uint32(self._seed),
+            np.float32(lr),
+            np.int32(first % self.feed.length),
+            np.int32(count),
+        )
+        return data, rows, state, self._constants, *devices.replicate(scalars)
+
+    def compile(self, state: State) -> Any:
+        """The compiled program, compiled once; its `memory_analysis()` says what it takes."""
+        if self._compiled is None:
+            self._compiled = self._program.lower(*self._arguments(state, 0, 0, 1, 1.0)).compile()
+        return self._compiled
+
+    def left(self, first: int) -> int:
+        """Updates that one stretch from update `first` of an epoch can do at most."""
+        return min(self.updates - first, self.feed.length - first % self.feed.length)
+
+    def run(
+        self, state: State, epoch: int, first: int, count: int, lr: float
+    ) -> tuple[State, np.ndarray]:
+        """Does updates first, first + 1, ... of an epoch, `count` of them.
+
+        Returns:
+          The new state (the old one is donated) and float32 [updates done, columns]. An update
+          that was not finite and is not skipped is the last row, and left the state as it was.
+        """
+        state, out, done = self.compile(state)(*self._arguments(state, epoch, first, count, lr))
+        return state, np.asarray(out)[: int(done)]
+
+
+class Evaluation:
+    """Means over a whole split, exact over its ragged end."""
+
+    def __init__(self, step: EvalStep, dataset: Dataset, split: Split, size: int, placement: str):
+        size = -(-min(size, len(split)) // devices.count()) * devices.count()
+        batches = -(-len(split) // size)
+        self.feed = Feed(split, batches, size, placement)
+        self.feed.follow(np.arange(batches * size, dtype=np.int32) % len(split))
+        self._constants = _constants(dataset)
+        local = size // devices.count()
+
+        def loop(data, rows, state, constants, valid):
+            place = jax.lax.axis_index(devices.AXIS) * local + jnp.arange(local)
+
+            def body(sums: jax.Array, batch: Any) -> tuple[jax.Array, None]:
+                i, at = batch
+                weight = (i * size + place < valid).astype(jnp.float32)
+                x, y = _standard(data[0][at], constants), data[1][at]
+                return sums + step(state, {"x": x, "y": y, "weight": weight}), None
+
+            number = jnp.arange(rows.shape[0])
+            sums, _ = jax.lax.scan(body, jnp.zeros(3), (number, rows))
+            return jax.lax.psum(sums, devices.AXIS)
+
+        self._program = devices.parallel(loop, sharded=self.feed.sharded)
+        self._compiled: Any = None
+
+    def run(self, state: State) -> dict[str, float]:
+        """{"loss": mean cross-entropy in nats, "accuracy": fraction correct}."""
+        mean = metrics.Mean()
+        for block in range(-(-self.feed.batches // self.feed.length)):
+            data, rows = self.feed.block(block)
+            valid = len(self.feed.split) - block * self.feed.length * self.feed.size
+            arguments = data, rows, state, self._constants, devices.replicate(np.int32(valid))
+            if self._compiled is None:
+                self._compiled = self._program.lower(*arguments).compile()
+            mean.add(np.asarray(self._compiled(*arguments))[None])
+        return mean.means()
+
+
+def _constants(dataset: Dataset) -> tuple[jax.Array, jax.Array]:
+    """Shift and scale on the devices, with the rank of a batch."""
+    rank = 1 + len(dataset.feature_shape)
+    pair = np.float32(dataset.shift), np.float32(dataset.scale)
+    return devices.replicate(tuple(a.reshape((1,) * (rank - a.ndim) + a.shape) for a in pair))
+
+
+def _standard(x: jax.Array, constants: tuple[jax.Array, jax.Array]) -> jax.Array:
+    shift, scale = constants
+    return (x.astype(jnp.float32) - shift) * scale

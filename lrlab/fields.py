@@ -1,0 +1,195 @@
+"""The fields of a config: which there are, their defaults, what each may be.
+
+A field is checked here alone; what several of them make together is for `build` to check.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lrlab import values
+
+POLICIES = ("stop", "skip", "rollback")
+DEFAULTS: dict[str, Any] = {
+    "seed": 0,
+    "data": {"name": "digits"},
+    "placement": "auto",
+    "batch": {"name": "fixed", "size": 128},
+    "lr_multipliers": (),
+    "no_decay": (),
+    "schedule": ({"name": "constant"},),
+    "clip_norm": None,
+    "l2": 0.0,
+    "weight_decay": 0.0,
+    "label_smoothing": 0.0,
+    "eval_size": None,
+    "nonfinite": {"policy": "stop", "factor": 0.5, "most": 3},
+    "checkpoint": {"keep": 2, "minutes": 0.5},
+    "job": {"name": "train"},
+}
+SCHEDULABLE = (
+    "clip_norm",
+    "l2",
+    "label_smoothing",
+    "weight_decay",
+)  # number, or dict(schedule=...)
+REQUIRED = ("epochs", "model", "optimizer", "lr")
+# Rates that have trained something, widely; outside, a config is probably a slip (a warning).
+USUAL = {
+    **dict.fromkeys(("sgd", "momentum", "nesterov", "optax:trace", "optax:sgd"), (1e-5, 10.0)),
+    **dict.fromkeys(("adam", "adamw", "rmsprop", "optax:adam", "optax:adamw"), (1e-7, 0.3)),
+    "adagrad": (1e-5, 3.0),
+    "adadelta": (1e-3, 100.0),
+}
+
+
+def plain(value: Any) -> Any:
+    """ConfigDicts as dicts, lists as tuples, all the way down."""
+    if isinstance(value, Mapping) or hasattr(value, "to_dict"):
+        items = value.items() if isinstance(value, Mapping) else value.to_dict().items()
+        return {str(k): plain(v) for k, v in items}
+    if isinstance(value, list | tuple):
+        return tuple(plain(v) for v in value)
+    return value
+
+
+def fill(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A plain config with defaults for what it leaves out; sections without a name are merged."""
+    full = {k: plain(v) for k, v in DEFAULTS.items()} | plain(config)
+    for key in ("nonfinite", "checkpoint"):
+        if isinstance(full[key], dict):
+            full[key] = {**DEFAULTS[key], **full[key]}
+    return full
+
+
+def problems(full: Mapping[str, Any]) -> list[str]:
+    """Problems of the fields themselves: unknown, missing, of a wrong type or out of range."""
+    found = []
+    for key, value in full.items():
+        if key not in DEFAULTS and key not in REQUIRED:
+            found.append(f"unknown field {key}={value!r}; {_home(key)}")
+    for key in REQUIRED:
+        if full.get(key) is None:
+            found.append(f"{key} is missing: {_WHY[key]}")
+    for key, rules in _RULES.items():
+        if full.get(key) is not None and not (key in SCHEDULABLE and is_schedule(full[key])):
+            found += rules(full[key])
+    for key in ("data", "model", "batch", "optimizer", "job", "nonfinite", "checkpoint"):
+        if full.get(key) is not None and not isinstance(full[key], dict):
+            found.append(f"{key}={full[key]!r} must be a section, such as {key}=dict(name=...)")
+    for key in ("nonfinite", "checkpoint"):
+        for name in full[key] if isinstance(full[key], dict) else ():
+            if name not in DEFAULTS[key]:
+                found.append(f"unknown field {key}.{name}; {values.near(name, DEFAULTS[key])}")
+            elif f"{key}.{name}" in _NESTED:
+                found += _NESTED[f"{key}.{name}"](full[key][name])
+    return found
+
+
+def _home(key: str) -> str:
+    """Where a misplaced field belongs, else the nearest names."""
+    homes = {
+        "learning_rate": "it is called lr",
+        "batch_size": "it belongs under batch.size",
+        "size": "it belongs under batch.size",
+        "momentum": "it belongs under optimizer, as decay",
+        "steps": "a run's length is epochs",
+        "total_steps": "a run's length is epochs",
+        "warmup": "it is a phase of schedule: dict(name='linear', start=0.1, end=1.0, epochs=1)",
+        "dataset": "it belongs under data",
+        "name": "every section has its own name",
+    }
+    if key in homes:
+        return homes[key]
+    for section in ("model", "optimizer", "data", "batch"):
+        if key in _KNOWN_INSIDE[section]:
+            return f"it belongs under {section}.{key}"
+    return values.near(key, [*DEFAULTS, *REQUIRED])
+
+
+_KNOWN_INSIDE = {
+    "model": ("scale", "dropout", "widths", "depth", "width"),
+    "optimizer": ("decay", "nesterov", "b1", "b2", "eps", "rho"),
+    "data": ("validation", "test", "data_dir"),
+    "batch": ("micro",),
+}
+_WHY = {
+    "epochs": "how long to train, a whole number >= 1",
+    "model": "such as dict(name='mlp.MLP')",
+    "optimizer": "such as dict(name='momentum', decay=0.9)",
+    "lr": "the peak learning rate, such as 0.1; every shape of the schedule is relative to it",
+}
+
+
+def _positive(field: str) -> Callable[[Any], list[str]]:
+    return lambda v: values.number(field, v, 0, open_low=True)
+
+
+def _pairs(value: Any) -> list[str]:
+    """Problems of lr_multipliers, as far as they show without a model."""
+    if isinstance(value, Mapping) and "name" in value:
+        return []
+    if not isinstance(value, tuple):
+        return [f"lr_multipliers={value!r} must be a tuple of (pattern, multiplier) pairs"]
+    problems = []
+    for i, pair in enumerate(value):
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            problems.append(f"lr_multipliers[{i}]={pair!r} must be a (pattern, multiplier) pair")
+        else:
+            problems += values.number(f"lr_multipliers[{i}][1]", pair[1], 0)
+    return problems
+
+
+def _patterns(value: Any) -> list[str]:
+    if isinstance(value, tuple) and all(isinstance(v, str) for v in value):
+        return []
+    return [f"no_decay={value!r} must be a tuple of patterns, such as ('.*/bias', '.*/scale')"]
+
+
+def _lr(value: Any) -> list[str]:
+    problems = values.number("lr", value, 0, 1e6, open_low=True)
+    return [f"{p}: the peak rate must be above 0 for anything to train" for p in problems]
+
+
+_RULES: dict[str, Callable[[Any], list[str]]] = {
+    "seed": lambda v: values.whole("seed", v, 0, 2**32 - 1),
+    "epochs": lambda v: values.whole("epochs", v, 1),
+    "lr": _lr,
+    "placement": lambda v: values.choice("placement", v, ("auto", "resident", "stream")),
+    "clip_norm": _positive("clip_norm"),
+    "l2": lambda v: values.number("l2", v, 0),
+    "weight_decay": lambda v: values.number("weight_decay", v, 0),
+    "label_smoothing": lambda v: values.number("label_smoothing", v, 0, 1),
+    "eval_size": lambda v: values.whole("eval_size", v, 1),
+    "lr_multipliers": _pairs,
+    "no_decay": _patterns,
+}
+_NESTED: dict[str, Callable[[Any], list[str]]] = {
+    "nonfinite.policy": lambda v: values.choice("nonfinite.policy", v, POLICIES),
+    "nonfinite.factor": lambda v: values.number("nonfinite.factor", v, 0, 1, open_low=True),
+    "nonfinite.most": lambda v: values.whole("nonfinite.most", v, 0),
+    "checkpoint.keep": lambda v: values.whole("checkpoint.keep", v, 1),
+    "checkpoint.minutes": lambda v: values.number("checkpoint.minutes", v, 0),
+}
+
+
+def is_schedule(value: Any) -> bool:
+    """Whether a value is dict(schedule=(phases)): it changes with the update."""
+    return isinstance(value, Mapping) and value.keys() == {"schedule"}
+
+
+def is_bad(full: Mapping[str, Any], key: str) -> bool:
+    """Whether a field is absent or not what it may be."""
+    return full.get(key) is None or bool(_RULES[key](full[key]))
+
+
+def unusual(full: Mapping[str, Any]) -> list[str]:
+    """A warning where the rate is far from what the rule is used with."""
+    name = full["optimizer"].get("name")
+    if not isinstance(name, str) or name not in USUAL or is_bad(full, "lr"):
+        return []
+    lr, (low, high) = full["lr"], USUAL[name]
+    if low <= lr <= high:
+        return []
+    return [
+        f"lr={lr} is unusual for {name}: rates from {low:g} to {high:g} are what it trains with"
+    ]

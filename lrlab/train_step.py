@@ -1,0 +1,173 @@
+"""The train step: pure, one device, one learning rate; pmap, loops and vmap wrap it."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from lrlab import metrics, optimizers
+from lrlab.optimizers import MakeTx
+
+RECORDED = (
+    "lr",
+    "grad_norm",
+    "finite",
+    "loss",
+    "correct",
+    "weight",
+)  # of every update, in this order
+Batch = Mapping[str, jax.Array]
+TrainStep = Callable[["State", Batch, jax.Array, jax.typing.ArrayLike], tuple["State", jax.Array]]
+Smoothing = jax.typing.ArrayLike | None
+EvalStep = Callable[["State", Batch], jax.Array]
+
+
+class Model(Protocol):
+    """A Flax linen module: x float32 [batch, *feature] -> logits float32 [batch, classes].
+
+    `__call__(x, train)`, and `rows` if its dropout wants each example's row in the whole batch.
+    """
+
+    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Fresh variables."""
+        ...
+
+    def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+        """Logits, and changed collections if `mutable` names any."""
+        ...
+
+
+@struct.dataclass
+class State:
+    """Everything an update changes.
+
+    step: int32, updates done, skipped ones too. stats: collections other than params (BatchNorm's).
+    """
+
+    step: jax.Array
+    params: Any
+    stats: Any
+    opt: Any
+
+
+def init_state(model: Model, make_tx: MakeTx, feature_shape: tuple[int, ...], seed: int) -> State:
+    """A fresh state, in one compiled program; no array of another run is aliased."""
+
+    def make(key: jax.Array) -> State:
+        variables = dict(model.init({"params": key}, jnp.zeros((1, *feature_shape)), train=False))
+        params = variables.pop("params")
+        return State(jnp.int32(0), params, variables, make_tx(1.0).init(params))
+
+    return jax.jit(make)(jax.random.fold_in(jax.random.key(seed), 0))
+
+
+def wants_rows(model: Model) -> bool:
+    """Whether the model's dropout is a function of the example's row in the whole batch."""
+    return "rows" in inspect.signature(type(model).__call__).parameters
+
+
+def make_train_step(
+    model: Model,
+    make_tx: MakeTx,
+    shape: optax.Schedule,
+    axis: str | None = None,
+    micro: int = 1,
+    skip: bool = False,
+    scheduled: Mapping[str, optax.Schedule] | None = None,
+    effective: bool = False,
+) -> TrainStep:
+    """Returns (state, batch, key, lr) -> (state, float32 [RECORDED and more]).
+
+    The rate is lr * shape(step). An update whose loss, gradient or step is not finite changes
+    nothing but, with `skip`, the step counter; so a state is always finite.
+
+    Args:
+      model, make_tx: what to train, by which chain.
+      shape: multiplier of lr at an update.
+      axis: the pmap axis to average over.
+      micro: equal parts of a batch whose gradients are accumulated one after another.
+      skip: count an update that is not finite as done.
+      scheduled: values beside the rate that change with the update, by name: "label_smoothing", and
+        what `make_tx` takes. The values used are recorded after RECORDED, in this order.
+      effective: record last the rate that the rule itself found (D-Adaptation and its like).
+    Where in batch: "x" float32 [batch, *feature], "y" int32 [batch], "rows" int32 [batch], each
+      example's row in the whole batch over all devices.
+    """
+    by_row, scheduled = wants_rows(model), scheduled or {}
+
+    def loss_fn(
+        params: Any,
+        stats: Any,
+        batch: Batch,
+        key: jax.Array,
+        smoothing: Smoothing,
+    ) -> tuple[jax.Array, Any]:
+        if by_row:
+            rows = {"rows": batch["rows"]}
+        else:  # another mask for each device and part
+            rows, key = {}, jax.random.fold_in(key, batch["rows"][0])
+        variables = {"params": params, **stats}
+        logits, stats = model.apply(
+            variables, batch["x"], train=True, rngs={"dropout": key}, mutable=list(stats), **rows
+        )
+        sums = metrics.classification(logits, batch["y"], jnp.ones(len(logits)), smoothing)
+        return sums[0] / sums[2], (sums, stats)
+
+    grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def gradient(
+        state: State, batch: Batch, key: jax.Array, smoothing: Smoothing
+    ) -> tuple[Any, jax.Array, Any]:
+        if micro == 1:
+            (_, (sums, stats)), grads = grad_fn(state.params, state.stats, batch, key, smoothing)
+            return grads, sums, stats
+
+        def add(carry: Any, part: Batch) -> tuple[Any, None]:
+            grads, sums, stats = carry
+            (_, (more, stats)), g = grad_fn(state.params, stats, part, key, smoothing)
+            return (jax.tree.map(jnp.add, grads, g), sums + more, stats), None
+
+        parts = jax.tree.map(lambda a: a.reshape(micro, -1, *a.shape[1:]), dict(batch))
+        zero = jax.tree.map(jnp.zeros_like, state.params)
+        (grads, sums, stats), _ = jax.lax.scan(add, (zero, jnp.zeros(3), state.stats), parts)
+        return jax.tree.map(lambda g: g / micro, grads), sums, stats
+
+    def train_step(state: State, batch: Batch, key: jax.Array, lr: jax.typing.ArrayLike) -> Any:
+        key = jax.random.fold_in(key, state.step)  # of (seed, step): a resumed run is the same run
+        values = {name: schedule(state.step) for name, schedule in scheduled.items()}
+        grads, sums, stats = gradient(state, batch, key, values.get("label_smoothing"))
+        if axis:
+            grads, stats = jax.lax.pmean((grads, stats), axis)
+            sums = jax.lax.psum(sums, axis)
+        rate = jnp.float32(lr) * shape(state.step)
+        tuned = {k: v for k, v in values.items() if k != "label_smoothing"}
+        tx, loss = make_tx(rate, tuned), sums[0] / sums[2]
+        updates, opt = tx.update(grads, state.opt, state.params, value=loss)
+        norm = optax.tree.norm(grads)
+        # The update's norm too: a rate can be too much for float32 where the gradient is not.
+        finite = jnp.isfinite(sums[0] + norm + optax.tree.norm(updates))
+        new = State(state.step + 1, optax.apply_updates(state.params, updates), stats, opt)
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        if skip:
+            new = new.replace(step=state.step + 1)
+        more = [*values.values()]
+        if effective:
+            more.append(optimizers.effective_rate(opt, rate))
+        return new, jnp.stack([rate, norm, finite.astype(jnp.float32), *sums, *more])
+
+    return train_step
+
+
+def make_eval_step(model: Model) -> EvalStep:
+    """Returns (state, batch) -> metric sums, float32 [3]; batch["weight"] is 0 for padding."""
+
+    def eval_step(state: State, batch: Batch) -> jax.Array:
+        params = optimizers.eval_params(state.opt, state.params)
+        logits = model.apply({"params": params, **state.stats}, batch["x"], train=False)
+        return metrics.classification(logits, batch["y"], batch["weight"])
+
+    return eval_step

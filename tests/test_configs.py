@@ -1,0 +1,112 @@
+"""Every recipe in configs/ is sound, and takes two updates."""
+
+import importlib.util
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from lrlab import build, devices, epoch
+from lrlab.data import Dataset, Source, Split
+from lrlab.main import load_config
+
+FILES = sorted(p for p in (ROOT / "configs").glob("*.py"))
+SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
+
+
+def stand_in(config):
+    """Random data of the shape that the recipe's real set has."""
+    name = config["data"].get("dataset")
+    shape, classes = (SHAPES[name], 10) if name else ((54,), 7)
+    rng = np.random.default_rng(0)
+    size = config["batch"]["size"]
+
+    def split(n):
+        x = (
+            rng.integers(0, 256, (n, *shape)).astype(np.uint8)
+            if name
+            else rng.normal(size=(n, *shape))
+        )
+        return Split(
+            x if name else x.astype(np.float32), rng.integers(0, classes, n).astype(np.int32)
+        )
+
+    def read():
+        mean, scale = (
+            (np.float32(128), np.float32(1 / 64)) if name else (np.float32(0), np.float32(1))
+        )
+        names = tuple(map(str, range(classes)))
+        return Dataset(
+            "stand-in", split(40 * size), split(20), split(20), classes, names, mean, scale
+        )
+
+    return Source("stand-in", (40 * size, 20, 20), shape, classes, read)
+
+
+def reduced(config, recipe_name):
+    """The recipe, thinner where two updates would take a minute on a CPU."""
+    if recipe_name == "cifar10":
+        config["model"] = {**config["model"], "width": 1, "depth": 10}
+        config["batch"] = {**config["batch"], "size": 8}
+    return config
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_recipe_takes_two_updates(path, monkeypatch):
+    config = reduced(load_config(str(path)), path.stem)
+    if config["data"]["name"] != "digits":
+        source = stand_in(config)
+        real = build.resolve.resolve
+        monkeypatch.setattr(
+            build.resolve,
+            "resolve",
+            lambda room, spec, *a, **k: (
+                source if room == "lrlab.data" else real(room, spec, *a, **k)
+            ),
+        )
+    recipe = build.check({**config, "epochs": 1} if config["data"]["name"] != "digits" else config)
+    data = recipe.read()
+    training = epoch.Training(recipe.train_step(), data, recipe.regime.sizes[0], "resident", 0)
+    before = recipe.init()
+    first = jax.tree.map(np.array, before.params)
+    state, recorded = training.run(before, 0, 0, 2, recipe.config["lr"])
+    assert recorded.shape[0] == 2
+    assert np.isfinite(recorded).all()
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - np.asarray(b)).max()), first, state.params)
+    assert max(jax.tree.leaves(moved)) > 0
+    found = epoch.Evaluation(recipe.eval_step(), data, data.test, 10, "resident").run(state)
+    assert np.isfinite(found["loss"])
+    assert devices.count() == 2
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+def test_a_recipe_names_its_source_what_to_expect_and_its_command(path):
+    spec = importlib.util.spec_from_file_location("recipe", path)
+    source = path.read_text()
+    assert spec
+    for word in ("Source:", "Expected:", f"--config=configs/{path.name}"):
+        assert word in source
+
+
+def test_the_recipes_data_says_what_to_do_when_it_is_absent(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "lrlab.main",
+            "--config=configs/mnist.py",
+            f"--workdir={tmp_path}/run",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "LRLAB_CACHE_DIR": str(tmp_path)},
+    )
+    assert done.returncode == 4, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in ("mnist", "LRLAB_DATA_DIR", "prepare"):
+        assert word in done.stderr

@@ -1,0 +1,247 @@
+"""faults.md, tried with child processes: kills, signals, locks, damaged checkpoints.
+
+Each test prints the seed that replays it.
+"""
+
+import json
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import ROOT
+
+from lrlab import records
+
+README = (ROOT / "README.md").read_text()
+
+README_SCHEDULES = re.findall(r"^\| ([^|]+) \| `('\(\{.*)` \|$", README, re.MULTILINE)
+EPOCHS = "--config.epochs=25"
+SMALL = (
+    "--config=configs/digits.py",
+    EPOCHS,
+    "--config.checkpoint.minutes=0",  # saves after every stretch and epoch
+    "--config.model.widths=(32,)",
+)
+
+
+def start(folder, *more, python=("-m", "lrlab.main"), **env):
+    """A child that trains in `folder`; `more` changes SMALL."""
+    changed = {m.partition("=")[0] for m in more}
+    small = [s for s in SMALL if s.partition("=")[0] not in changed]
+    command = [sys.executable, *python, *small, f"--workdir={folder}", *more]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, "XLA_FLAGS": "", **env}, **pipe)
+
+
+def finish(process, timeout=120):
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def digest(folder):
+    """Of the final state and every row and update of a run, times aside."""
+    record = records.read(folder)
+    assert record.final, "unfinished"
+    rows = records.read_lines(folder / "metrics.jsonl")
+    updates = record.schedule["update"].tolist()
+    assert updates == list(range(record.final["step"])), "an update is missing or twice"
+    return records.digest(rows), (folder / "schedule.csv").read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finish(start(folder / "warm"))  # compiles
+    began = time.monotonic()
+    code, _, err = finish(start(folder / "run"))
+    assert code == 0, err
+    return digest(folder / "run"), time.monotonic() - began
+
+
+def kill_until_done(folder, rng, seconds, most):
+    """Kills a run at random moments, at most so often, and lets it end; returns the kills."""
+    kills = 0
+    while True:
+        process = start(folder)
+        if kills < most:
+            try:
+                process.wait(rng.uniform(0.3, 1.0) * seconds)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+        code, _, err = finish(process)
+        if code == 0:
+            return kills
+        assert code == -signal.SIGKILL, err
+
+
+def test_killed_at_random_and_run_again_gives_the_same_run(tmp_path, undisturbed):
+    reference, seconds = undisturbed
+    seed = int(os.environ.get("LRLAB_SEED", 1))
+    rng, kills, runs = random.Random(seed), 0, 0
+    while kills < 10:
+        folder = tmp_path / str(runs)
+        kills += kill_until_done(folder, rng, seconds, most=5)
+        assert digest(folder) == reference, f"seed {seed}, run {runs}"
+        leftovers = [p.name for p in (folder / "checkpoints").iterdir() if "tmp" in p.name]
+        assert leftovers == []
+        runs += 1
+    print(f"seed {seed}: {kills} kills, {runs} runs resumed to the end, {runs} digests equal")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, undisturbed, number, code):
+    reference, _ = undisturbed
+    process = start(tmp_path / "run")
+    while not (tmp_path / "run" / "checkpoints").is_dir() or not list(
+        (tmp_path / "run").glob("checkpoints/*.manifest")
+    ):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    began = time.monotonic()
+    process.send_signal(number)
+    returned, out, err = finish(process)
+    if returned == 0:
+        pytest.skip("the run ended before the signal came")
+    assert returned == code, err
+    assert time.monotonic() - began < 10
+    assert "Traceback" not in err
+    assert "resume with: python -m lrlab.main --config=configs/digits.py" in err
+    assert len(err.strip().splitlines()) <= 5
+    saved = max(int(p.stem) for p in (tmp_path / "run" / "checkpoints").glob("*.manifest"))
+    assert f"at update {saved}, saved" in err
+    assert len(records.read(tmp_path / "run").schedule["lr"]) == saved, "no step lost"
+    code, out, err = finish(start(tmp_path / "run"))
+    assert code == 0, err
+    assert f"resuming at update {saved:,}" in out
+    assert digest(tmp_path / "run") == reference
+
+
+def test_a_second_writer_is_told_who_holds_the_run(tmp_path):
+    with records.locked(tmp_path / "run"):
+        code, _, err = finish(start(tmp_path / "run"))
+    assert code == 75
+    assert "another process trains in" in err
+    assert f"process {os.getpid()}" in err
+
+
+def test_a_finished_run_says_so_and_another_config_is_refused(tmp_path, undisturbed):
+    code, _, err = finish(start(tmp_path / "run", "--config.epochs=2"))
+    assert code == 0, err
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    code, out, _ = finish(start(tmp_path / "run", "--config.epochs=2"))
+    assert code == 0
+    assert "already finished" in out
+    code, _, err = finish(start(tmp_path / "run", "--config.epochs=3", "--config.lr=0.05"))
+    assert code == 2
+    assert "epochs: 2 there, 3 now" in err
+    assert "lr: 0.1 there, 0.05 now" in err
+    assert "--overwrite" in err
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    code, _, err = finish(start(tmp_path / "run", "--config.epochs=3", "--overwrite"))
+    assert code == 0, err
+    assert len(records.read(tmp_path / "run").rows) == 3
+
+
+def test_a_folder_that_holds_other_things_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("precious")
+    for more in ((), ("--overwrite",)):
+        code, _, err = finish(start(tmp_path, *more))
+        assert code == 2
+        assert "no run" in err
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_damaged_newest_checkpoint_falls_back_and_ends_the_same(tmp_path, undisturbed):
+    reference, _ = undisturbed
+    process = start(tmp_path / "run")
+    manifests = lambda: list((tmp_path / "run").glob("checkpoints/*.manifest"))  # noqa: E731
+    while len(manifests()) < 2:
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    steps = sorted(int(p.stem) for p in manifests() if (p.parent / p.stem).is_dir())
+    newest = tmp_path / "run" / "checkpoints" / str(steps[-1])
+    victim = max((p for p in newest.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    victim.write_bytes(victim.read_bytes()[:-7])
+    code, _, err = finish(start(tmp_path / "run"))
+    assert code == 0, err
+    assert f"checkpoint {steps[-1]} is damaged" in err
+    assert victim.name in err
+    assert digest(tmp_path / "run") == reference
+
+
+def test_a_diverged_run_exits_3_and_names_epoch_update_and_rate(tmp_path):
+    code, _, err = finish(
+        start(tmp_path / "run", "--config.lr=100000", "--config.optimizer.name=sgd")
+    )
+    assert code == 3, err
+    assert "diverged: loss or gradient is not finite in update" in err
+    assert "epoch" in err
+    assert "rate" in err
+    assert "Traceback" not in err
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "diverged"
+
+
+def test_a_full_or_read_only_disk_is_an_error_without_traceback(tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = finish(start(tmp_path / "file" / "run"))
+    assert code in (2, 5)
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "line"), README_SCHEDULES, ids=[n for n, _ in README_SCHEDULES])
+def test_every_schedule_of_the_readme_resumes_exactly_when_killed_in_any_phase(
+    tmp_path, name, line
+):
+    more = shlex.split(f"--config.schedule={line}")
+    code, _, err = finish(start(tmp_path / "whole", *more))
+    assert code == 0, err
+    folder, cuts = tmp_path / "cut", []
+    table = folder / "schedule.csv"
+    for target in (60, 200, 330, 440):  # of 475 updates: warm-up, plateau or rise, descent, end
+        process = start(folder, *more)
+        while process.poll() is None:
+            if table.exists() and table.read_bytes().count(b"\n") > target:
+                process.kill()
+            time.sleep(0.003)
+        code, _, err = finish(process)
+        assert code == -signal.SIGKILL, err
+        cuts.append(len(records.read(folder).schedule["lr"]))
+    code, _, err = finish(start(folder, *more))
+    assert code == 0, err
+    assert digest(folder) == digest(tmp_path / "whole"), cuts
+    print(f"{name}: killed after {cuts} of 475 updates, digest and rates equal")
+
+
+def test_the_readme_shows_the_schedules_that_are_tried():
+    assert len(README_SCHEDULES) == 6
+
+
+def test_overwrite_deletes_only_a_run_and_only_for_one_that_can_begin(tmp_path):
+    code, _, err = finish(start(tmp_path / "run", "--config.epochs=2"))
+    assert code == 0, err
+    before = sorted(p.name for p in (tmp_path / "run").iterdir())
+    for more in (("--config.lr=-1",), ("--dry_run",)):
+        finish(start(tmp_path / "run", "--config.epochs=2", "--overwrite", *more))
+        assert sorted(p.name for p in (tmp_path / "run").iterdir()) == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "bert"}')
+    code, _, err = finish(start(tmp_path / "other", "--overwrite"))
+    assert code == 2
+    assert "holds no run" in err
+    (tmp_path / "run" / "report.html").unlink()
+    code, out, _ = finish(start(tmp_path / "run", "--config.epochs=2"))
+    assert code == 0
+    assert "already finished" in out
+    assert (tmp_path / "run" / "report.html").exists(), (
+        "the report of a killed end is written later"
+    )
