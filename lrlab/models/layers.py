@@ -6,7 +6,6 @@ barriers keep XLA from fusing a gather or a mask into each of its readers, where
 computed again and slowly; they change no number.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Literal
@@ -210,8 +209,7 @@ def _add_blocks(
     return total
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv_of_patches(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
+def _conv_plain(x: jax.Array, kernel: jax.Array, strides: tuple[int, int]) -> jax.Array:
     """Unpadded convolution of [batch, height, width, channels]."""
     return _conv_forward(x, kernel, strides)[0]
 
@@ -247,6 +245,7 @@ def _conv_backward(strides, saved, dy):
     return dx[:, :height, :width], dkernel
 
 
+_conv_of_patches = jax.custom_vjp(_conv_plain, nondiff_argnums=(2,))
 _conv_of_patches.defvjp(_conv_forward, _conv_backward)
 
 
