@@ -19,12 +19,14 @@ class Regime:
 
     at: (epoch from 0, validation losses of the epochs before) -> (examples an update, factor of the
     rate). sizes: every batch size that can occur: one compilation each. micro: parts that an
-    update's batch is taken in, one after another, when memory says so.
+    update's batch is taken in, one after another, when memory says so. reads_losses: `at` looks at
+    them, so that the data needs validation examples.
     """
 
     at: Callable[[int, Sequence[float]], tuple[int, float]]
     sizes: tuple[int, ...]
     micro: int = 1
+    reads_losses: bool = False
 
 
 def fixed(size: int, micro: int = 1) -> Regime:
@@ -81,12 +83,12 @@ def plateau(
       semantics of torch 2.13, Keras 3.15, fastai 2.8 and optax 0.2.8, read from running them.
     """
     base = fixed(size, micro)
-    if not 0 < factor < 1:
+    if not (_is_number(factor) and 0 < factor < 1):
         raise ValueError(
             f"batch.factor={factor!r} must lie in (0, 1): the rate is multiplied by it"
         )
     if dialect not in _COUNTS:
-        raise ValueError(f"batch.dialect={dialect!r} is not allowed; {near(dialect, _COUNTS)}")
+        raise ValueError(f"batch.dialect={dialect!r} is not allowed; {near(str(dialect), _COUNTS)}")
     least = 0 if dialect in ("torch", "keras", "fastai") else 1
     for name, value, low in ("patience", patience, least), ("cooldown", cooldown, 0):
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
@@ -94,7 +96,7 @@ def plateau(
     if threshold_mode not in ("rel", "abs"):
         raise ValueError(f"batch.threshold_mode={threshold_mode!r} is not allowed; known: abs, rel")
     for name, value in ("threshold", threshold), ("min_scale", min_scale):
-        if not 0 <= value < 1:
+        if not (_is_number(value) and 0 <= value < 1):
             raise ValueError(f"batch.{name}={value!r} must lie in [0, 1)")
 
     def improves(loss: float, best: float) -> bool:
@@ -108,7 +110,11 @@ def plateau(
         reductions = _COUNTS[dialect](losses[:epoch], improves, patience, cooldown)
         return size, max(factor**reductions, min_scale)
 
-    return dataclasses.replace(base, at=at)
+    return dataclasses.replace(base, at=at, reads_losses=True)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 Improves = Callable[[float, float], bool]

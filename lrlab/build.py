@@ -1,27 +1,36 @@
-"""From a config to objects: the only file that reads a ConfigDict.
+"""From a config to objects: what a config means is decided here, and in what `check` calls.
 
 `check` builds everything that needs no data, collects every problem of the config in one pass, and
-compiles nothing. What it returns, a `Recipe`, holds no ConfigDict any more.
+reads no data. It takes a ConfigDict or a dict; what it returns, a `Recipe`, has plain values only.
 """
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from lrlab import batching, devices, fields, optimizers, planning, resolve
-from lrlab.data import Dataset, Source
+from lrlab.data import DataError, Dataset, Source
 from lrlab.optimizers import MakeTx
 from lrlab.resolve import ConfigError, Problems
 from lrlab.train_step import Model, State, init_state, make_eval_step, make_train_step
 
 Scheduled = Mapping[str, optax.Schedule]
+ROOMS = {  # a section of a config -> where its name resolves
+    "data": "lrlab.data",
+    "model": "lrlab.models",
+    "batch": "lrlab.batching",
+    "optimizer": "lrlab.optimizers",
+    "job": "lrlab.jobs",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,25 +117,34 @@ def check(config: Mapping[str, Any]) -> Recipe:
 
     Raises:
       ConfigError: every problem that the config has.
-      DataError: the data set is not there.
+      DataError: the data set is not there, and all else is well.
     """
     full, problems = fields.fill(config), Problems()
+    if unstorable := fields.unstorable(full):
+        raise ConfigError(unstorable)
     problems.found += fields.problems(full)
     sections = "data", "batch", "model", "optimizer"
-    if not all(isinstance(full.get(key), dict) for key in sections):
+    whole = all(isinstance(full.get(key), dict) for key in sections)
+    if problems.attempt(devices.count) is None or not whole:
         raise ConfigError(problems.found)
-    source = problems.attempt(lambda: resolve.resolve("lrlab.data", full["data"], "data"))
-    regime = problems.attempt(lambda: resolve.resolve("lrlab.batching", full["batch"], "batch"))
+    absent: DataError | None = None
+    source: Source | None = None
+    try:
+        source = problems.attempt(lambda: _made(full, "data", Source))
+    except DataError as e:
+        absent = e
+    regime = problems.attempt(lambda: _made(full, "batch", batching.Regime))
     model = problems.attempt(lambda: _model(full["model"], source))
     per_epoch = problems.attempt(lambda: _per_epoch(source, regime)) if source and regime else None
     total = (
         int(full["epochs"]) * per_epoch if per_epoch and not fields.is_bad(full, "epochs") else None
     )
     clock = planning.Clock(total, per_epoch, regime.sizes[0] if regime else None)
-    warnings: list[str] = fields.unusual(full)
     scheduled = problems.attempt(lambda: planning.scheduled(full, clock))
     make_tx = problems.attempt(lambda: _optimizer(full, scheduled or {}))
-    planned = problems.attempt(lambda: planning.plan(full["schedule"], clock))
+    planned = None
+    if full["schedule"] is not None:
+        planned = problems.attempt(lambda: planning.plan(full["schedule"], clock))
     if make_tx and scheduled:
         probe = {k: float(np.asarray(v(0))) for k, v in scheduled.items() if k != "label_smoothing"}
         problems.attempt(lambda: make_tx(1.0, probe))
@@ -135,14 +153,17 @@ def check(config: Mapping[str, Any]) -> Recipe:
     if source and model is not None and make_tx:
         shapes = problems.attempt(lambda: _shapes(model, make_tx, source))
     layered = [k for k in ("lr_multipliers", "no_decay") if full[k]]
-    if shapes is not None and layered and not any(fields.is_bad(full, k) for k in layered):
+    sound = not any(fields.is_bad(full, k) for k in layered)
+    if source and shapes is not None and layered and sound:
         params = shapes.params
         found = problems.attempt(lambda: _layers(full, scheduled or {}, model, source, params))
         if found:
             groups, make_tx = found
-            shapes = _shapes(model, make_tx, source)
+            shapes = _state(model, make_tx, source)
     if problems.found:
         raise ConfigError(dict.fromkeys(problems.found))
+    if absent:
+        raise absent
     assert source is not None
     assert regime is not None
     assert model is not None
@@ -152,6 +173,10 @@ def check(config: Mapping[str, Any]) -> Recipe:
     assert scheduled is not None
     assert per_epoch
     assert total
+    warnings = fields.unusual(full) + _decays_twice(full)
+    for key in sections:
+        fixed = {k: v for k, v in full[key].items() if not fields.is_schedule(v)}
+        full[key] |= resolve.fitted(ROOMS[key], fixed)
     return Recipe(
         config=full,
         source=source,
@@ -169,7 +194,17 @@ def check(config: Mapping[str, Any]) -> Recipe:
     )
 
 
+def _made(full: Mapping[str, Any], section: str, kind: type, given: Any = None) -> Any:
+    """What a section names, made; ConfigError where that is no `kind`."""
+    made = resolve.resolve(ROOMS[section], full[section], section, given)
+    if not isinstance(made, kind):
+        name, got = full[section]["name"], type(made).__name__
+        raise ConfigError([f"{section}.name={name!r} gives {got}, not a {kind.__name__}"])
+    return made
+
+
 def _model(spec: Mapping[str, Any], source: Source | None) -> Any:
+    """The model, told how many classes there are if it wants to know."""
     target = resolve.find("lrlab.models", spec.get("name"), "model.name")
     given: dict[str, Any] = {}
     classes = source.num_classes if source else 2
@@ -180,7 +215,32 @@ def _model(spec: Mapping[str, Any], source: Source | None) -> Any:
             raise ConfigError(
                 [f"model.num_classes={spec['num_classes']!r}: {source.name} has {classes} classes"]
             )
-    return resolve.resolve("lrlab.models", spec, "model", given)
+    model = _made({"model": spec}, "model", nn.Module, given)
+    takes = inspect.signature(type(model).__call__).parameters.values()
+    if not any(p.name == "train" or p.kind is p.VAR_KEYWORD for p in takes):
+        raise ConfigError(
+            [
+                f"model.name={spec['name']!r}: its __call__ takes no `train`; lrlab calls a model "
+                "as model(x, train=True) in updates and with train=False otherwise"
+            ]
+        )
+    return model
+
+
+def _decays_twice(full: Mapping[str, Any]) -> list[str]:
+    """A warning where the chain and the rule itself both decay weights."""
+    spec, ours = full["optimizer"], full["weight_decay"]
+    rule = resolve.find("lrlab.optimizers", spec["name"])
+    p = resolve.parameters(rule).get("weight_decay")
+    if p is None or fields.is_schedule(ours) or not ours:  # a schedule goes to the rule's own
+        return []
+    own = spec.get("weight_decay", p.default)
+    if not (own or (own is None and rule is optimizers.adamw)):  # its None is its dialect's decay
+        return []
+    return [
+        f"weight_decay={ours} is applied on top of the decay that {spec['name']} has of its own, "
+        "optimizer.weight_decay: keep one"
+    ]
 
 
 def _layers(
@@ -218,13 +278,15 @@ def _optimizer(
 ) -> MakeTx:
     """The chain; a scheduled keyword has its first value where there is no update yet."""
     spec = dict(full["optimizer"])
-    for key in [k for k, v in spec.items() if fields.is_schedule(v)]:
-        if key in scheduled:
-            spec[key] = float(np.asarray(scheduled[key](0)))
-        else:
-            del spec[key]
     if "name" not in spec:
         raise ConfigError(["optimizer.name is missing, such as 'momentum' or 'adam'"])
+    takes = resolve.parameters(resolve.find(ROOMS["optimizer"], spec["name"], "optimizer.name"))
+    for key in [k for k, v in spec.items() if fields.is_schedule(v)]:
+        default = takes[key].default if key in takes else None
+        if key in scheduled and not isinstance(default, bool | str):
+            spec[key] = float(np.asarray(scheduled[key](0)))
+        else:  # what is no number cannot be scheduled: it is `make_tx` that says so
+            del spec[key]
     sound = {
         key: float(full[key])
         for key in ("clip_norm", "l2", "weight_decay")
@@ -255,24 +317,53 @@ def _per_epoch(source: Source, regime: batching.Regime) -> int:
     return batching.updates_per_epoch(examples, regime.sizes[0])
 
 
+def _state(model: Any, make_tx: MakeTx, source: Source) -> State:
+    """The state as shapes."""
+    return jax.eval_shape(functools.partial(init_state, model, make_tx, source.feature_shape, 0))
+
+
 def _shapes(model: Any, make_tx: MakeTx, source: Source) -> State:
-    """The state as shapes; tracing the model finds inputs that it cannot take."""
+    """The state as shapes; tracing the model finds inputs and updates that it cannot take."""
+    x = jax.ShapeDtypeStruct((2, *source.feature_shape), jnp.float32)
+    y = jax.ShapeDtypeStruct((2,), jnp.int32)
+    number = jax.ShapeDtypeStruct((), jnp.float32)
+    step = make_train_step(model, make_tx, lambda _: jnp.float32(1), devices.AXIS)
+    traced = jax.make_jaxpr(step, axis_env=[(devices.AXIS, 1)], return_shape=True)
+    at = f"model cannot take {source.name}'s features of {'x'.join(map(str, source.feature_shape))}"
     try:
-        shapes = jax.eval_shape(lambda: init_state(model, make_tx, source.feature_shape, 0))
-        variables = {"params": shapes.params, **shapes.stats}
-        x = jax.ShapeDtypeStruct((2, *source.feature_shape), jnp.float32)
-        logits = jax.eval_shape(functools.partial(model.apply, train=False), variables, x)
-    except (ValueError, TypeError) as e:
-        shape = "x".join(map(str, source.feature_shape))
-        lines = str(e).strip().splitlines() or [type(e).__name__]
-        raise ConfigError(
-            [f"model cannot take {source.name}'s features of {shape}: {lines[0]}"]
-        ) from e
-    if logits.shape != (2, source.num_classes):
-        raise ConfigError(
-            [
-                f"model gives outputs of shape {logits.shape[1:]}, but {source.name} has "
-                f"{source.num_classes} classes"
-            ]
+        variables = jax.eval_shape(
+            lambda: model.init({"params": jax.random.key(0)}, jnp.zeros(x.shape), train=False)
         )
+        if not jax.tree.leaves(variables.get("params")):
+            raise ConfigError(["model has no parameters, so there is nothing to train"])
+        shapes = _state(model, make_tx, source)
+        apply = functools.partial(model.apply, train=False)
+        logits = jax.eval_shape(apply, {"params": shapes.params, **shapes.stats}, x)
+        if getattr(logits, "shape", None) != (2, source.num_classes):
+            kind = type(logits).__name__
+            what = f"shape {logits.shape[1:]}" if hasattr(logits, "shape") else f"type {kind}"
+            raise ConfigError(
+                [
+                    f"model gives outputs of {what}, but {source.name} has "
+                    f"{source.num_classes} classes"
+                ]
+            )
+        at = (
+            "model cannot be trained: train=True, with the random key 'dropout', and collections "
+            f"that are there with train=False ({', '.join(shapes.stats) or 'none'})"
+        )
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        _, (after, _) = traced(shapes, {"x": x, "y": y, "rows": y}, key, number)
+    except ConfigError:
+        raise
+    except Exception as e:  # it may be the user's own code
+        raise ConfigError([f"{at}: {resolve.cause(e)}"]) from e
+    if _form(after) != _form(shapes):
+        raise ConfigError(["model cannot be trained: an update changes the form of its state"])
     return shapes
+
+
+def _form(tree: Any) -> Any:
+    """Structure, shapes and types."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, [(a.shape, a.dtype) for a in leaves]

@@ -1,15 +1,20 @@
-"""Checkpoints: the only file that imports Orbax.
+"""Checkpoints: the only file that imports Orbax, when the first one is saved or restored.
 
 <folder>/<step>/           what Orbax wrote: `state` (arrays) and `position` (JSON)
 <folder>/<step>.manifest   SHA-256 of each of its files, shape of each of its arrays
 
-The manifest is written last and at once: a step without one was never finished and is removed; a
-step that no longer fits its own is set aside as <step>.corrupt, and the one before is used.
+A step is what its manifest says, and the manifest is written last and at once. What no manifest
+names was never finished and is removed; a step that no longer fits its own is set aside as
+<step>.corrupt, and the one before is used. A step that is saved anew is written beside the old one,
+as <step>-new/, until its manifest takes over: a full disk or a kill in between loses nothing.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +22,10 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 
 from lrlab import records
+
+_FOLDER = r"\d+(-new)?(\.orbax-checkpoint-tmp.*)?"  # of a step, finished or not
 
 
 class Checkpoints:
@@ -28,54 +34,59 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep = folder.absolute(), keep
         self.warnings: list[str] = []
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates at INFO and WARNING
         self.folder.mkdir(parents=True, exist_ok=True)
         self._sweep()
-        self._manager = self._open()
 
-    def _open(self) -> ocp.CheckpointManager:
-        options = ocp.CheckpointManagerOptions(
-            enable_async_checkpointing=False,  # a save that returned is on disk
-            cleanup_tmp_directories=True,
-            create=True,
-        )
-        return ocp.CheckpointManager(self.folder, options=options)
+    @functools.cached_property
+    def _orbax(self) -> Any:
+        """Orbax, which takes a while to import, with something that saves and restores."""
+        import orbax.checkpoint as ocp
+
+        logging.getLogger("absl").setLevel(
+            logging.CRITICAL
+        )  # Orbax narrates; errors are raised too
+        return ocp.args, ocp.Checkpointer(ocp.CompositeCheckpointHandler())
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        if "_orbax" in vars(self):
+            self._orbax[1].close()
 
     def _manifest(self, step: int) -> Path:
         return self.folder / f"{step}.manifest"
 
+    def _read(self, step: int) -> dict[str, Any]:
+        """What a step's manifest says; of one that cannot be read, nothing."""
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads(self._manifest(step).read_text())
+        return {}
+
+    def _place(self, step: int) -> Path:
+        """The folder of a step."""
+        return self.folder / self._read(step).get("folder", str(step))
+
     def _sweep(self) -> None:
         """Removes what a killed save or delete left behind."""
+        for step in [s for s in self.steps() if not self._place(s).is_dir()]:
+            self._manifest(step).unlink()
+        places = {self._place(step) for step in self.steps()}
         for path in self.folder.iterdir():
-            stem, is_folder = path.name.removesuffix(".manifest"), path.is_dir()
-            if is_folder and (
-                "orbax-checkpoint-tmp" in path.name
-                or (path.name.isdigit() and not self._manifest(int(path.name)).exists())
-            ):
+            if path not in places and re.fullmatch(_FOLDER, path.name):
                 shutil.rmtree(path)
-            elif not is_folder and ".manifest" in path.name and not (self.folder / stem).is_dir():
+            elif re.fullmatch(r"\.\d+\.manifest\.\d+", path.name):
                 path.unlink()
 
     def steps(self) -> list[int]:
         """Finished steps, oldest first."""
-        return sorted(int(p.stem) for p in self.folder.glob("*.manifest"))
-
-    def _hashes(self, step: int) -> dict[str, str]:
-        root = self.folder / str(step)
-        files = sorted(p for p in root.rglob("*") if p.is_file())
-        return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+        return sorted(int(p.stem) for p in self.folder.glob("*.manifest") if p.stem.isdigit())
 
     def _damage(self, step: int) -> str | None:
         """What is wrong with a step, or None."""
         try:
             wanted = json.loads(self._manifest(step).read_text())["sha256"]
-            found = self._hashes(step)
+            found = _hashes(self._place(step))
         except (OSError, ValueError, KeyError) as e:
             return f"unreadable: {e}"
         for name in sorted(wanted.keys() | found.keys()):
@@ -95,26 +106,43 @@ class Checkpoints:
     ) -> None:
         """Saves `state` (NumPy leaves) and `position` (JSON); keeps the last ones and step `best`.
 
-        A step that exists already is replaced: after a roll-back a run goes over old ground.
+        A step that exists already is replaced, and later ones end with it: after a roll-back a run
+        goes over old ground. What is there already, times aside, is left as it is.
+
+        Raises:
+          OSError: it could not be written; every step that was there is still there.
         """
-        for old in [s for s in self.steps() if s >= step]:
-            self._delete(old)
         arrays = jax.tree.map(np.asarray, state)  # Orbax takes arrays of no dimension, not scalars
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays), position=ocp.args.JsonSave(dict(position))
-        )
-        saved = self._manager.save(step, args=args, force=True)
-        if not saved:
-            raise RuntimeError(f"Orbax did not save step {step} in {self.folder}")
-        manifest = {"sha256": self._hashes(step), "arrays": _shapes(arrays)}
-        records.write_text(self._manifest(step), json.dumps(manifest))
-        kept = {*self.steps()[-self.keep :], best}
-        for old in [s for s in self.steps() if s not in kept]:
+        content = _digest(arrays, position)
+        if self._read(step).get("content") != content:
+            self._write(step, arrays, position, content)
+        kept = {*[s for s in self.steps() if s <= step][-self.keep :], best}
+        for old in [s for s in self.steps() if s > step or s not in kept]:
             self._delete(old)
 
+    def _write(self, step: int, arrays: Any, position: Mapping[str, Any], content: str) -> None:
+        """Writes a step beside what there is of it, and puts it in its place."""
+        old = self._place(step)
+        place = self.folder / (f"{step}-new" if old == self.folder / str(step) else str(step))
+        place = place if old.exists() else old
+        try:
+            args, saver = self._orbax
+            items = {"state": args.StandardSave(arrays), "position": args.JsonSave(dict(position))}
+            saver.save(place, args=args.Composite(**items))
+            manifest = {"folder": place.name, "sha256": _hashes(place), "arrays": _shapes(arrays)}
+            records.write_text(self._manifest(step), json.dumps({**manifest, "content": content}))
+        except Exception as e:  # a full disk is an OSError or, in TensorStore, a ValueError
+            for left in place, *self.folder.glob(f"{place.name}.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
+            reason = re.split(r"\n| \[tensorstore_spec", str(e).strip())[0]
+            raise OSError(f"checkpoint {step} was not written in {self.folder}: {reason}") from e
+        if old != place:
+            shutil.rmtree(old, ignore_errors=True)
+
     def _delete(self, step: int) -> None:
+        place = self._place(step)
         self._manifest(step).unlink(missing_ok=True)  # first: a step half deleted is no step
-        self._manager.delete(step)
+        shutil.rmtree(place, ignore_errors=True)
 
     def restore(self, state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]] | None:
         """The newest whole checkpoint (or `step`) as (state, position), or None if there is none.
@@ -129,17 +157,16 @@ class Checkpoints:
                 self._set_aside(candidate, damage)
                 continue
             self._compare(candidate, _shapes(state))
-            args = ocp.args.Composite(
-                state=ocp.args.StandardRestore(jax.tree.map(np.asarray, state)),
-                position=ocp.args.JsonRestore(),
-            )
-            restored = self._manager.restore(candidate, args=args)
+            args, saver = self._orbax
+            wanted = jax.tree.map(np.asarray, state)
+            items = {"state": args.StandardRestore(wanted), "position": args.JsonRestore()}
+            restored = saver.restore(self._place(candidate), args=args.Composite(**items))
             return restored["state"], restored["position"]
         return None
 
     def _compare(self, step: int, wanted: Mapping[str, str]) -> None:
         """Refuses a step of another tree: Orbax would cut or pad its arrays to fit."""
-        found = json.loads(self._manifest(step).read_text())["arrays"]
+        found = self._read(step)["arrays"]
         differences = [
             f"{path}: {found.get(path, 'absent')} saved, {wanted.get(path, 'absent')} wanted"
             for path in sorted(found.keys() | wanted.keys())
@@ -154,17 +181,30 @@ class Checkpoints:
             )
 
     def _set_aside(self, step: int, damage: str) -> None:
-        aside = self.folder / f"{step}.corrupt"
+        aside, place = self.folder / f"{step}.corrupt", self._place(step)
         shutil.rmtree(aside, ignore_errors=True)
-        if (self.folder / str(step)).exists():
-            (self.folder / str(step)).rename(aside)
+        if place.exists():
+            place.rename(aside)
         self._manifest(step).unlink(missing_ok=True)
-        self._manager.close()
-        self._manager = self._open()  # Orbax remembers the steps it saw
         self.warnings.append(f"checkpoint {step} is damaged ({damage}); set aside as {aside.name}")
+
+
+def _hashes(place: Path) -> dict[str, str]:
+    """SHA-256 of every file of a folder."""
+    files = sorted(p for p in place.rglob("*") if p.is_file())
+    return {str(p.relative_to(place)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def _shapes(tree: Any) -> dict[str, str]:
     """Path of each array -> its dtype and shape."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path): f"{a.dtype}{list(a.shape)}" for path, a in leaves}
+
+
+def _digest(arrays: Any, position: Mapping[str, Any]) -> str:
+    """SHA-256 of what a step holds, times aside."""
+    found = hashlib.sha256(records.digest([position]).encode())
+    found.update(records.canonical(_shapes(arrays)).encode())
+    for leaf in jax.tree.leaves(arrays):
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()

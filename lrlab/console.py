@@ -5,6 +5,7 @@ closed or redirected stdout, or one that knows ASCII only, costs text, never tra
 """
 
 import contextlib
+import itertools
 import math
 import os
 import shutil
@@ -16,7 +17,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-BANNER_LINES = 15
+BANNER_LINES = 20
+MOST_PHASES = 5  # of a schedule that a curve lists, a line each
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = ".,:-=+*#"
 
@@ -144,13 +146,25 @@ def sparkline(values: Sequence[float] | np.ndarray, width: int = 60, height: int
     return "\n".join(_bars(columns, height, float(np.nanmin(columns)), float(np.nanmax(columns))))
 
 
-def curve(values: Sequence[float] | np.ndarray, width: int = 60, height: int = 4) -> list[str]:
-    """A quantity over a run as a small plot with its key values.
+Span = tuple[str, int, int]  # a phase: name, first update, updates
+
+
+def curve(
+    values: Sequence[float] | np.ndarray,
+    phases: Sequence[Span] = (),
+    per_epoch: int | None = None,
+    width: int = 66,
+    height: int = 4,
+) -> list[str]:
+    """A quantity over a run as a small plot with its key values, and its phases if it has several.
 
     Args:
       values: one number an update, such as the learning rate; the vertical axis starts at zero.
+      phases: one after another; their beginnings are marked under the plot by their numbers.
+      per_epoch: updates an epoch, to say in epochs too where phases begin and end.
       width: of the longest line, axis labels included.
-      height: lines of the plot; a line with the first, the largest and the last value follows.
+      height: lines of the plot. Below are where phases begin; the first, the largest and the last
+        value; and every phase.
     """
     values = np.asarray(values, np.float64)
     values = np.where(np.isfinite(values), values, np.nan)
@@ -168,10 +182,51 @@ def curve(values: Sequence[float] | np.ndarray, width: int = 60, height: int = 4
     axis = "┤" if _blocks() == BLOCKS else "|"
     bars = _bars(columns, height, low, high if high > low else low + 1.0)
     lines = [f"{label:>{margin}} {axis}{bar}" for label, bar in zip(labels, bars, strict=True)]
+    shown = [(name, a, min(a + n, len(values))) for name, a, n in phases if a < len(values)]
+    below = [_key_values(values)]
+    if len(shown) > 1:
+        starts = [first * len(columns) // len(values) for _, first, _ in shown]
+        below = [_ruler(starts, len(columns)), *below, *_phases(shown, values, per_epoch)]
     return [
         *(line.rstrip() for line in lines),
-        _cut(f"{'':{margin}}  {_key_values(values)}", width),
+        *(_cut(f"{'':{margin}}  {line}", width) for line in below),
     ]
+
+
+def _ruler(starts: Sequence[int], width: int) -> str:
+    """A line on which the number of every phase, from 1, stands where it begins."""
+    line = "─" if _blocks() == BLOCKS else "-"
+    out, end = "", 0
+    for number, start in enumerate(starts, 1):
+        if start > end or number == 1:  # else there is no room behind the one before
+            out += line * (start - len(out)) + str(number)
+            end = len(out)
+    return out[:width] + line * (width - len(out))
+
+
+def _phases(
+    phases: Sequence[tuple[str, int, int]], values: np.ndarray, per_epoch: int | None
+) -> list[str]:
+    """A line a phase, given as (name, first update, the one after its last)."""
+    lines = []
+    for number, (name, first, end) in enumerate(phases, 1):
+        span = f"updates {count(first + 1)}-{count(end)}"
+        if per_epoch:
+            span += f", epochs {first / per_epoch:.4g}-{end / per_epoch:.4g}"
+        lines.append(f"{number} {name}: {_course(values[first:end])}, {span}")
+    if len(lines) <= MOST_PHASES:
+        return lines
+    more = len(lines) - MOST_PHASES + 1
+    return [*lines[: MOST_PHASES - 1], f"and {more} more phases"]
+
+
+def _course(values: np.ndarray) -> str:
+    """The first value, the least and the largest in their order, the last: 0 to 0.1 to 0.01."""
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return "no finite value"
+    turns = sorted({0, int(values.argmin()), int(values.argmax()), len(values) - 1})
+    return " to ".join(text for text, _ in itertools.groupby(rate(values[i]) for i in turns))
 
 
 def _key_values(values: np.ndarray) -> str:

@@ -5,6 +5,8 @@ laid out once on all devices, so no call copies them); what differs by device go
 device axis. State comes out whole too (`out_axes=None`): a checkpoint sees an ordinary pytree.
 """
 
+import contextlib
+import ctypes
 import inspect
 import os
 from collections.abc import Callable, Sequence
@@ -33,6 +35,21 @@ def use_cache(folder: Path | None = None) -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def keep_memory() -> None:
+    """Lets malloc keep what an update frees for the next one; call it before the first array.
+
+    glibc may give memory back to the kernel after every update, in some processes and not in
+    others; a large model on a CPU then spends a part of its time in page faults. The price is that
+    the process stays as large as it once was. Where there is no glibc this does nothing.
+    """
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # malloc.h
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(trim_threshold, -1)  # never give back the end of the heap
+        mallopt(mmap_max, 0)  # nor take large arrays from elsewhere, which are always given back
+        mallopt(arena_max, 1)  # threads have arenas of their own, which would heed neither
 
 
 def count() -> int:
@@ -94,13 +111,31 @@ def on_host(shapes: Any) -> Any:
     return jax.tree.map(lambda a: np.empty(a.shape, a.dtype), words)
 
 
-def from_host(tree: Any, like: Any) -> Any:
-    """The inverse of `to_host`: the state on every device, with keys where `like` has them."""
+def from_host(tree: Any, like: Any, spread: bool = False) -> Any:
+    """The inverse of `to_host`, with keys where `like` has them.
+
+    The state is whole on every device; with `spread` its leading axis is that of the devices.
+    """
 
     def back(a: Any, b: Any) -> Any:
         return jax.random.wrap_key_data(a, impl=jax.random.key_impl(b)) if _is_key(b) else a
 
-    return replicate(jax.tree.map(back, tree, like))
+    laid_out = shard if spread else replicate
+    return laid_out(jax.tree.map(back, tree, like))
+
+
+def deal(tree: Any, index: np.ndarray) -> Any:
+    """Rows of arrays, laid out over the devices: `index` int [devices, ...] of their first axis."""
+
+    def take(tree: Any) -> Any:
+        return jax.tree.map(lambda a: a[index], tree)
+
+    return jax.jit(take, out_shardings=_sharding(AXIS))(tree)
+
+
+def is_cpu() -> bool:
+    """Whether programs run on this machine's processor."""
+    return jax.default_backend() == "cpu"
 
 
 def _is_key(a: Any) -> bool:
@@ -111,11 +146,20 @@ def _words(a: Any) -> Any:
     return jax.random.key_data(a) if _is_key(a) else a
 
 
-def parallel(fn: Callable, sharded: Sequence[int], donate: Sequence[int] = ()) -> Callable:
+def parallel(
+    fn: Callable, sharded: Sequence[int], donate: Sequence[int] = (), spread: bool = False
+) -> Callable:
     """Runs `fn` on all devices; arguments at `sharded` positions have a leading device axis.
 
-    `fn` averages over AXIS itself; what it returns must be equal on all devices, and comes out
-    once.
+    Without `spread`, `fn` averages over AXIS itself: what it returns must be equal on all devices,
+    and comes out once. With it, devices know nothing of each other, and what they return comes out
+    with a leading device axis.
     """
     axes = tuple(0 if i in sharded else None for i in range(len(inspect.signature(fn).parameters)))
-    return jax.pmap(fn, axis_name=AXIS, in_axes=axes, out_axes=None, donate_argnums=tuple(donate))
+    return jax.pmap(
+        fn,
+        axis_name=AXIS,
+        in_axes=axes,
+        out_axes=0 if spread else None,
+        donate_argnums=tuple(donate),
+    )

@@ -10,6 +10,7 @@ stretch of an epoch, to the bit: where a run is stopped, resumed, saved or shown
 what it computes.
 """
 
+import dataclasses
 import functools
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,7 @@ from lrlab.batching import updates_per_epoch
 from lrlab.data import Dataset, Split
 from lrlab.train_step import RECORDED, EvalStep, State, TrainStep
 
+FINITE = RECORDED.index("finite")
 BLOCK = 64 << 20  # bytes of a streamed block: big enough to hide a transfer, small enough for two
 
 
@@ -62,7 +64,8 @@ class Feed:
         self._resident: Any = None
         self._rows: Any = None
         self._pool = ThreadPoolExecutor(1) if self.streamed else None
-        self._ahead: tuple[int, Future] | None = None
+        self._here: tuple[int, Any] | None = None  # streamed: the block in use, by its number
+        self._ahead: tuple[int, Future] | None = None  # and the next one, on its way
 
     def _by_device(self, rows: np.ndarray) -> np.ndarray:
         """[batches * size] -> [devices, batches, size / devices], each batch dealt in order."""
@@ -79,7 +82,7 @@ class Feed:
     def follow(self, rows: np.ndarray) -> None:
         """Takes the split in this order from now on: int32 [batches * size]."""
         self._order = rows.reshape(self.batches, self.size)
-        self._ahead = None
+        self._here = self._ahead = None
         if not self.streamed:
             self._rows = devices.shard(self._by_device(rows))
 
@@ -91,12 +94,13 @@ class Feed:
                     (np.asarray(self.split.x), np.asarray(self.split.y))
                 )
             return self._resident, self._rows
-        if self._ahead is None or self._ahead[0] != index:
-            self._ahead = index, self._pool.submit(self._gather, index)
-        data = self._ahead[1].result()
-        if (index + 1) * self.length < self.batches:
-            self._ahead = index + 1, self._pool.submit(self._gather, index + 1)
-        return data, self._counting
+        if self._here is None or self._here[0] != index:
+            if self._ahead is None or self._ahead[0] != index:
+                self._ahead = index, self._pool.submit(self._gather, index)
+            self._here, self._ahead = (index, self._ahead[1].result()), None
+            if (index + 1) * self.length < self.batches:
+                self._ahead = index + 1, self._pool.submit(self._gather, index + 1)
+        return self._here[1], self._counting
 
     def _gather(self, index: int) -> Any:
         rows = self._order[index * self.length : (index + 1) * self.length]
@@ -132,51 +136,54 @@ class Training:
         self.updates = updates_per_epoch(len(dataset.train), size)
         self.feed = Feed(dataset.train, self.updates, size, placement)
         self._seed, self._epoch = seed, -1
-        self._constants = _constants(dataset)
+        self._constants = constants(dataset), devices.replicate(np.uint32(seed))
         local, length = size // devices.count(), self.feed.length
 
-        def loop(data, rows, state, constants, seed, lr, first, count):
+        def loop(data, rows, state, constants, lr, numbers):
+            (shift_and_scale, seed), (first, count, skipped, limit) = constants, numbers
             key = jax.random.fold_in(jax.random.key(seed), 2)
             place = jax.lax.axis_index(devices.AXIS) * local + jnp.arange(local)
 
             def body(carry: Any) -> Any:
-                i, state, out, _ = carry
-                at = rows[first + i]
-                batch = {"x": _standard(data[0][at], constants), "y": data[1][at], "rows": place}
-                before = state.step
-                state, recorded = step(state, batch, key, lr)
-                return i + 1, state, out.at[i].set(recorded), state.step > before
+                i, state, out, skipped = carry
+                at, before = rows[first + i], state.step
+                x = standard(data[0][at], shift_and_scale)
+                state, recorded = step(state, {"x": x, "y": data[1][at], "rows": place}, key, lr)
+                skipped = jnp.where(recorded[FINITE] > 0, 0, skipped + 1)
+                # One too many in a row ends the stretch, and does not count as done.
+                done = jnp.where(skipped > limit, before, state.step)
+                state = dataclasses.replace(state, step=done)
+                return i + 1, state, out.at[i].set(recorded), skipped
 
             def more(carry: Any) -> jax.Array:
-                return (carry[0] < count) & carry[
-                    3
-                ]  # an update that does not count ends the stretch
+                i, _, _, skipped = carry
+                return (i < count) & (skipped <= limit)
 
             out = jnp.zeros((length, columns))
-            done, state, out, _ = jax.lax.while_loop(more, body, (jnp.int32(0), state, out, True))
+            begin = jnp.int32(0), state, out, skipped
+            done, state, out, _ = jax.lax.while_loop(more, body, begin)
             return state, out, done
 
         self._program = devices.parallel(loop, sharded=self.feed.sharded, donate=(2,))
         self._compiled: Any = None
 
-    def _arguments(self, state: State, epoch: int, first: int, count: int, lr: float) -> tuple:
+    def _arguments(
+        self, state: State, epoch: int, first: int, count: int, lr: float, skipped: int, limit: int
+    ) -> tuple:
         if epoch != self._epoch:
             self._epoch = epoch
             rows = order(self._seed, epoch, len(self.feed.split))
             self.feed.follow(rows[: self.feed.batches * self.feed.size])
         data, rows = self.feed.block(first // self.feed.length)
-        scalars = (
-            np.uint32(self._seed),
-            np.float32(lr),
-            np.int32(first % self.feed.length),
-            np.int32(count),
-        )
-        return data, rows, state, self._constants, *devices.replicate(scalars)
+        # In NumPy: the call itself brings them to the devices in a tenth of the time.
+        numbers = np.array([first % self.feed.length, count, skipped, limit], np.int32)
+        return data, rows, state, self._constants, np.float32(lr), numbers
 
     def compile(self, state: State) -> Any:
         """The compiled program, compiled once; its `memory_analysis()` says what it takes."""
         if self._compiled is None:
-            self._compiled = self._program.lower(*self._arguments(state, 0, 0, 1, 1.0)).compile()
+            arguments = self._arguments(state, 0, 0, 1, 1.0, 0, 0)
+            self._compiled = self._program.lower(*arguments).compile()
         return self._compiled
 
     def left(self, first: int) -> int:
@@ -184,15 +191,27 @@ class Training:
         return min(self.updates - first, self.feed.length - first % self.feed.length)
 
     def run(
-        self, state: State, epoch: int, first: int, count: int, lr: float
+        self,
+        state: State,
+        epoch: int,
+        first: int,
+        count: int,
+        lr: float,
+        skipped: int = 0,
+        limit: int = 0,
     ) -> tuple[State, np.ndarray]:
         """Does updates first, first + 1, ... of an epoch, `count` of them.
 
+        Args:
+          skipped: updates before these that were not finite, in a row. limit: how many may be;
+            more than one only where the step counts what it skips.
+
         Returns:
           The new state (the old one is donated) and float32 [updates done, columns]. An update
-          that was not finite and is not skipped is the last row, and left the state as it was.
+          that was not finite and is one too many is the last row, and left the state as it was.
         """
-        state, out, done = self.compile(state)(*self._arguments(state, epoch, first, count, lr))
+        arguments = self._arguments(state, epoch, first, count, lr, skipped, limit)
+        state, out, done = self.compile(state)(*arguments)
         return state, np.asarray(out)[: int(done)]
 
 
@@ -204,7 +223,7 @@ class Evaluation:
         batches = -(-len(split) // size)
         self.feed = Feed(split, batches, size, placement)
         self.feed.follow(np.arange(batches * size, dtype=np.int32) % len(split))
-        self._constants = _constants(dataset)
+        self._constants = constants(dataset)
         local = size // devices.count()
 
         def loop(data, rows, state, constants, valid):
@@ -213,7 +232,7 @@ class Evaluation:
             def body(sums: jax.Array, batch: Any) -> tuple[jax.Array, None]:
                 i, at = batch
                 weight = (i * size + place < valid).astype(jnp.float32)
-                x, y = _standard(data[0][at], constants), data[1][at]
+                x, y = standard(data[0][at], constants), data[1][at]
                 return sums + step(state, {"x": x, "y": y, "weight": weight}), None
 
             number = jnp.arange(rows.shape[0])
@@ -223,26 +242,33 @@ class Evaluation:
         self._program = devices.parallel(loop, sharded=self.feed.sharded)
         self._compiled: Any = None
 
+    def _arguments(self, state: State, block: int) -> tuple:
+        data, rows = self.feed.block(block)
+        valid = len(self.feed.split) - block * self.feed.length * self.feed.size
+        return data, rows, state, self._constants, np.int32(valid)
+
+    def compile(self, state: State) -> Any:
+        """The compiled program of a block, compiled once."""
+        if self._compiled is None:
+            self._compiled = self._program.lower(*self._arguments(state, 0)).compile()
+        return self._compiled
+
     def run(self, state: State) -> dict[str, float]:
         """{"loss": mean cross-entropy in nats, "accuracy": fraction correct}."""
-        mean = metrics.Mean()
+        program, mean = self.compile(state), metrics.Mean()
         for block in range(-(-self.feed.batches // self.feed.length)):
-            data, rows = self.feed.block(block)
-            valid = len(self.feed.split) - block * self.feed.length * self.feed.size
-            arguments = data, rows, state, self._constants, devices.replicate(np.int32(valid))
-            if self._compiled is None:
-                self._compiled = self._program.lower(*arguments).compile()
-            mean.add(np.asarray(self._compiled(*arguments))[None])
+            mean.add(np.asarray(program(*self._arguments(state, block)))[None])
         return mean.means()
 
 
-def _constants(dataset: Dataset) -> tuple[jax.Array, jax.Array]:
-    """Shift and scale on the devices, with the rank of a batch."""
+def constants(dataset: Dataset) -> tuple[jax.Array, jax.Array]:
+    """A data set's shift and scale on the devices, with the rank of a batch."""
     rank = 1 + len(dataset.feature_shape)
     pair = np.float32(dataset.shift), np.float32(dataset.scale)
     return devices.replicate(tuple(a.reshape((1,) * (rank - a.ndim) + a.shape) for a in pair))
 
 
-def _standard(x: jax.Array, constants: tuple[jax.Array, jax.Array]) -> jax.Array:
+def standard(x: jax.Array, constants: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """What a model sees of `x`: float32 (x - shift) * scale."""
     shift, scale = constants
     return (x.astype(jnp.float32) - shift) * scale

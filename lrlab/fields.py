@@ -3,8 +3,13 @@
 A field is checked here alone; what several of them make together is for `build` to check.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import numpy as np
 
 from lrlab import values
 
@@ -37,28 +42,69 @@ REQUIRED = ("epochs", "model", "optimizer", "lr")
 USUAL = {
     **dict.fromkeys(("sgd", "momentum", "nesterov", "optax:trace", "optax:sgd"), (1e-5, 10.0)),
     **dict.fromkeys(("adam", "adamw", "rmsprop", "optax:adam", "optax:adamw"), (1e-7, 0.3)),
+    **dict.fromkeys(("optax:lion", "optax:scale_by_lion"), (1e-6, 1e-2)),
+    # These find their rate, and lr multiplies it.
+    **dict.fromkeys(("prodigy", "dadapt_adamw", "dog", "dowg", "cocob", "mechanic"), (0.1, 10.0)),
     "adagrad": (1e-5, 3.0),
     "adadelta": (1e-3, 100.0),
+}
+_KINDS: dict[str, Any] = {
+    **dict.fromkeys(("seed", "epochs", "eval_size", "nonfinite.most", "checkpoint.keep"), int),
+    **dict.fromkeys(("lr", *SCHEDULABLE, "nonfinite.factor", "checkpoint.minutes"), float),
+    "lr_multipliers": tuple[tuple[str, float], ...],
 }
 
 
 def plain(value: Any) -> Any:
-    """ConfigDicts as dicts, lists as tuples, all the way down."""
+    """ConfigDicts as dicts, lists as tuples, NumPy's numbers as Python's, all the way down."""
     if isinstance(value, Mapping) or hasattr(value, "to_dict"):
         items = value.items() if isinstance(value, Mapping) else value.to_dict().items()
         return {str(k): plain(v) for k, v in items}
     if isinstance(value, list | tuple):
         return tuple(plain(v) for v in value)
-    return value
+    if isinstance(value, np.generic | np.ndarray):
+        return plain(value.tolist())
+    if (
+        type(value).__name__ == "FieldReference"
+    ):  # of ml_collections; to_dict leaves those in tuples
+        return plain(value.get())
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def fill(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A plain config with defaults for what it leaves out; sections without a name are merged."""
-    full = {k: plain(v) for k, v in DEFAULTS.items()} | plain(config)
-    for key in ("nonfinite", "checkpoint"):
-        if isinstance(full[key], dict):
-            full[key] = {**DEFAULTS[key], **full[key]}
+    """A plain config with defaults for what it leaves out, and numbers of one type a field.
+
+    Sections without a name are merged with their defaults.
+    """
+    full = plain(DEFAULTS) | plain(config)
+    for key, default in DEFAULTS.items():
+        if isinstance(default, dict) and isinstance(full[key], dict) and "name" not in full[key]:
+            full[key] = {**default, **full[key]}
+    for field, kind in _KINDS.items():
+        section, _, key = field.rpartition(".")
+        inside = full.get(section) if section else full
+        if isinstance(inside, dict) and key in inside:
+            with contextlib.suppress(TypeError):  # `problems` says what is wrong with it
+                inside[key] = values.fit(inside[key], kind)
     return full
+
+
+def unstorable(value: Any, field: str = "") -> list[str]:
+    """Problems of values that have no place in a record: functions, types, 400 digits."""
+    if isinstance(value, dict):
+        inside = [(f"{field}.{k}" if field else k, v) for k, v in value.items()]
+    elif isinstance(value, tuple):
+        inside = [(f"{field}[{i}]", v) for i, v in enumerate(value)]
+    elif values.is_huge(value):
+        return values.number(field, value, 0)
+    elif value is None or isinstance(value, bool | int | float | str):
+        return []
+    else:
+        return [
+            f"{field}={value!r} has no place in a record, which holds numbers, text, True, False, "
+            f"None, tuples and dicts, no {type(value).__name__}; write the name of what is meant"
+        ]
+    return [problem for name, v in inside for problem in unstorable(v, name)]
 
 
 def problems(full: Mapping[str, Any]) -> list[str]:
@@ -67,6 +113,8 @@ def problems(full: Mapping[str, Any]) -> list[str]:
     for key, value in full.items():
         if key not in DEFAULTS and key not in REQUIRED:
             found.append(f"unknown field {key}={value!r}; {_home(key)}")
+        elif value is None and DEFAULTS.get(key) is not None:
+            found.append(f"{key}=None: leave it out for its default, {DEFAULTS[key]!r}")
     for key in REQUIRED:
         if full.get(key) is None:
             found.append(f"{key} is missing: {_WHY[key]}")
@@ -76,7 +124,7 @@ def problems(full: Mapping[str, Any]) -> list[str]:
     for key in ("data", "model", "batch", "optimizer", "job", "nonfinite", "checkpoint"):
         if full.get(key) is not None and not isinstance(full[key], dict):
             found.append(f"{key}={full[key]!r} must be a section, such as {key}=dict(name=...)")
-    for key in ("nonfinite", "checkpoint"):
+    for key in ("nonfinite", "checkpoint", "job"):
         for name in full[key] if isinstance(full[key], dict) else ():
             if name not in DEFAULTS[key]:
                 found.append(f"unknown field {key}.{name}; {values.near(name, DEFAULTS[key])}")
@@ -135,14 +183,26 @@ def _pairs(value: Any) -> list[str]:
         if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
             problems.append(f"lr_multipliers[{i}]={pair!r} must be a (pattern, multiplier) pair")
         else:
+            problems += _expressions(f"lr_multipliers[{i}][0]", pair[:1])
             problems += values.number(f"lr_multipliers[{i}][1]", pair[1], 0)
     return problems
 
 
 def _patterns(value: Any) -> list[str]:
     if isinstance(value, tuple) and all(isinstance(v, str) for v in value):
-        return []
+        return _expressions("no_decay", value)
     return [f"no_decay={value!r} must be a tuple of patterns, such as ('.*/bias', '.*/scale')"]
+
+
+def _expressions(field: str, patterns: Iterable[str]) -> list[str]:
+    """Problems of regular expressions."""
+    problems = []
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as e:
+            problems.append(f"{field}: {pattern!r} is no regular expression: {e}")
+    return problems
 
 
 def _lr(value: Any) -> list[str]:

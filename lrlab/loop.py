@@ -6,9 +6,12 @@ checkpoint needs beside the state is the few numbers of `Position`.
 """
 
 import dataclasses
+import functools
 import hashlib
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -21,6 +24,8 @@ from lrlab.data import Dataset
 from lrlab.train_step import RECORDED
 
 STRETCH = 1.0  # seconds between two looks of the host at a run: signals, progress, records
+WAIT = 0.1  # seconds between two looks while something is compiled
+LR, LOSS, IS_FINITE = (RECORDED.index(name) for name in ("lr", "loss", "finite"))
 
 
 class DivergedError(RuntimeError):
@@ -57,9 +62,9 @@ class Position:
 class Stretch:
     """Updates that were just done, from update `first` of the run on.
 
-    recorded: float32 [updates, RECORDED and scheduled values]; a last one that is not finite may
-      have changed nothing.
-    done: fraction of the epoch.
+    recorded: float32 [updates, RECORDED and scheduled values].
+    done: fraction of the epoch. ended: whether the last update was not finite, and one too many:
+      it changed nothing, and the run stands before it.
     """
 
     epoch: int
@@ -67,6 +72,7 @@ class Stretch:
     done: float
     recorded: np.ndarray
     examples_per_second: float
+    ended: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +80,11 @@ class Row:
     """A row that was just written to metrics.jsonl."""
 
     row: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Waiting:
+    """Something is being compiled, and nothing has changed; it may be left like any other item."""
 
 
 class Run:
@@ -84,11 +95,14 @@ class Run:
     ):
         self.recipe, self.dataset, self.writer, self.saves = recipe, dataset, writer, saves
         self.placement = epoch.place(dataset, recipe.config["placement"])
+        self.policy = recipe.config["nonfinite"]
         self.state, self.position = recipe.init(), Position()
         self._best_state: tuple[int, Any, dict[str, Any]] | None = None
         self._training: dict[int, epoch.Training] = {}
         self._evaluations: dict[str, epoch.Evaluation] = {}
         self._started = self._saved = time.monotonic()
+        self.is_unsaved = False  # whether it knows more than its last checkpoint
+        self.pace = 0.0  # examples a second, of the last stretch
 
     @property
     def step(self) -> int:
@@ -98,14 +112,12 @@ class Run:
     def resume(self) -> bool:
         """Goes back to the newest whole checkpoint; False if there is none."""
         found = self.saves.restore(devices.on_host(self.recipe.shapes))
+        self._best_state, self.is_unsaved = None, False
         if found is None:
             self.writer.cut(0, 0, self.recipe.columns)
             return False
         state, position = found
-        self.state, self.position = (
-            devices.from_host(state, self.state),
-            Position(**position),
-        )
+        self.state, self.position = devices.from_host(state, self.state), Position(**position)
         self.writer.cut(self.position.rows, self.step, self.recipe.columns)
         self._started = time.monotonic() - self.position.seconds
         return True
@@ -119,7 +131,7 @@ class Run:
             self.saves.save(*self._best_state, best=best)
         self._best_state = None
         self.saves.save(self.step, devices.to_host(self.state), dataclasses.asdict(at), best=best)
-        self._saved = time.monotonic()
+        self._saved, self.is_unsaved = time.monotonic(), False
 
     def training(self, size: int) -> epoch.Training:
         """The compiled training of a batch size, made when it is first wanted."""
@@ -131,21 +143,34 @@ class Run:
             self._training = {size: made}  # an earlier size is over: regimes do not go back
         return self._training[size]
 
-    def evaluate(self, split: str) -> dict[str, float]:
-        """{"<prefix>_loss", "<prefix>_accuracy"} of the split "validation" or "test"."""
+    def is_compiled(self, size: int) -> bool:
+        """Whether an epoch at this batch size can begin at once."""
+        return size in self._training and "validation" in self._evaluations
+
+    def compile(self, size: int) -> None:
+        """Compiles what an epoch at this batch size needs."""
+        self.training(size)
+        self.evaluation("validation")
+
+    def evaluation(self, split: str) -> epoch.Evaluation:
+        """The compiled evaluation of the split "validation" or "test", made when first wanted."""
         if split not in self._evaluations:
             step, size = self.recipe.eval_step(), self.recipe.eval_size()
             examples = getattr(self.dataset, split)
-            self._evaluations[split] = epoch.Evaluation(
-                step, self.dataset, examples, size, self.placement
-            )
+            made = epoch.Evaluation(step, self.dataset, examples, size, self.placement)
+            made.compile(self.state)
+            self._evaluations[split] = made
+        return self._evaluations[split]
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """{"<prefix>_loss", "<prefix>_accuracy"} of the split "validation" or "test"."""
         prefix = "val" if split == "validation" else split
-        return {f"{prefix}_{k}": v for k, v in self._evaluations[split].run(self.state).items()}
+        return {f"{prefix}_{k}": v for k, v in self.evaluation(split).run(self.state).items()}
 
     def write(self, row: dict[str, Any]) -> Row:
         """Writes a row."""
-        self.writer.row(row)
-        return Row(row)
+        self.is_unsaved = True
+        return Row(self.writer.row(row))
 
     def digest(self) -> str:
         """SHA-256 of the whole state; equal for runs that did the same, to the bit."""
@@ -179,89 +204,110 @@ class Run:
         at.losses.append(row["val_loss"])
         at.epoch, at.first, at.mean, at.epoch_seconds = at.epoch + 1, 0, metrics.Mean().state(), 0.0
         written = self.write(row)
-        if metrics.best([r for r in (at.best, row) if r]) is row:
-            at.best = row
+        if records.best([r for r in (at.best, written.row) if r]) is written.row:
+            at.best = written.row
             kept = dataclasses.replace(at, rows=self.writer.rows, seconds=self.seconds())
             self._best_state = self.step, devices.to_host(self.state), dataclasses.asdict(kept)
         return written
 
 
-def fit(run: Run) -> Iterator[Stretch | Row]:
+def fit(run: Run) -> Iterator[Stretch | Row | Waiting]:
     """Trains until the last epoch; yields every stretch of updates and every row.
 
-    Between two items the run is whole: the caller may save it and leave.
+    Between two items the run is whole: the caller may save it and leave. A divergence is told by
+    the error, not by an item: what is saved is the state before it.
 
     Raises:
       DivergedError: as the policy says; the last good state is saved.
     """
     config = run.recipe.config
-    if config["nonfinite"]["policy"] == "rollback" and not run.saves.steps():
+    if run.policy["policy"] == "rollback" and not run.saves.steps():
         run.save()  # something to go back to
     while run.position.epoch < config["epochs"]:
         size, scale = run.recipe.regime.at(run.position.epoch, run.position.losses)
-        training, speed = run.training(size), 0.0
-        while run.position.first < training.updates:
-            stretch, speed = _train(run, training, size, scale, speed)
+        if not run.is_compiled(size):
+            yield from patiently(functools.partial(run.compile, size))
+        training = run.training(size)
+        if run.position.first == training.updates:
+            yield run.close_epoch(size)
+        else:
+            stretch, rows = _train(run, training, size, scale)
             yield stretch
-            yield from _react(run, stretch)
-            if run.is_due() and run.position.first < training.updates:
-                run.save()
-        yield run.close_epoch(size)
-        if run.is_due() or run.position.epoch == config["epochs"]:
+            yield from rows
+            if stretch.ended:
+                yield _go_back(run, stretch)
+        is_over = run.position.epoch == config["epochs"]
+        if is_over or (run.is_due() and run.position.first < training.updates):
             run.save()
 
 
 def _train(
-    run: Run, training: epoch.Training, size: int, scale: float, speed: float
-) -> tuple[Stretch, float]:
-    """One stretch, of about STRETCH seconds at the `speed` (updates/s) seen so far, recorded."""
-    at, first, began = run.position, run.step, time.monotonic()
-    count = min(training.left(at.first), max(8, int(speed * STRETCH)))
+    run: Run, training: epoch.Training, size: int, scale: float
+) -> tuple[Stretch, list[Row]]:
+    """One stretch, of about STRETCH seconds at the pace of the last one, and rows of its skips."""
+    at, first, began, policy = run.position, run.step, time.monotonic(), run.policy
+    count = min(training.left(at.first), max(1, int(run.pace * STRETCH / size)))
     lr = run.recipe.config["lr"] * scale * at.lr_scale
-    run.state, recorded = training.run(run.state, at.epoch, at.first, count, lr)
+    limit = policy["most"] if policy["policy"] == "skip" else 0
+    run.state, recorded = training.run(run.state, at.epoch, at.first, count, lr, at.skipped, limit)
+    run.is_unsaved = True
     seconds = time.monotonic() - began
-    counted = recorded[: run.step - first]  # without one that stopped the run
-    finite = counted[counted[:, RECORDED.index("finite")] > 0]
+    run.pace = len(recorded) * size / seconds
+    counted = recorded[: run.step - first]  # without one that was one too many
+    rates, losses, is_finite = counted[:, LR], counted[:, LOSS], counted[:, IS_FINITE] > 0
     mean = metrics.Mean.of(at.mean)
-    mean.add(finite[:, RECORDED.index("loss") : len(RECORDED)])
-    at.mean, at.first, at.examples = (
-        mean.state(),
-        at.first + len(counted),
-        at.examples + len(counted) * size,
-    )
+    mean.add(counted[is_finite, LOSS : len(RECORDED)])
+    at.mean, at.first = mean.state(), at.first + len(counted)
+    at.examples += len(counted) * size
     at.epoch_seconds += seconds
-    rates, losses = counted[:, RECORDED.index("lr")], counted[:, RECORDED.index("loss")]
     at.lr = float(rates[-1]) if len(rates) else at.lr
+    good = np.flatnonzero(is_finite)
+    at.skipped = int(len(counted) - 1 - good[-1]) if len(good) else at.skipped + len(counted)
     more = counted[:, len(RECORDED) :].T
     run.writer.updates(first, at.epoch + 1, size, rates, losses / np.float32(size), *more)
+    rows = [
+        run.write({"event": "skip", **_where(at.epoch, first + int(i), rates[i])})
+        for i in np.flatnonzero(~is_finite)
+    ]
+    ended = len(counted) < len(recorded)
     done = at.first / training.updates
-    return Stretch(at.epoch, first, done, recorded, len(recorded) * size / seconds), count / seconds
+    return Stretch(at.epoch, first, done, recorded, run.pace, ended), rows
 
 
-def _react(run: Run, stretch: Stretch) -> Iterator[Row]:
-    """Answers updates that were not finite, by the config's policy."""
-    at, policy = run.position, run.recipe.config["nonfinite"]
-    for i, recorded in enumerate(stretch.recorded):
-        if recorded[RECORDED.index("finite")]:
-            at.skipped = 0
-            continue
-        update, rate = stretch.first + i, float(recorded[RECORDED.index("lr")])
+def _where(epoch: int, update: int, rate: float) -> dict[str, Any]:
+    return {"step": update, "epoch": epoch + 1, "lr": float(rate)}
+
+
+def _go_back(run: Run, stretch: Stretch) -> Row:
+    """Answers an update that was not finite, and one too many: rolls back, or gives up."""
+    at, update, rate = run.position, run.step, float(stretch.recorded[-1, LR])
+    row = _where(stretch.epoch, update, rate)
+    if run.policy["policy"] != "rollback" or at.rollbacks >= run.policy["most"]:
+        run.save()  # before the row: a rerun meets the same update, and writes the row again
+        run.write({"event": "diverged", **row})
         where = f"update {update} (epoch {stretch.epoch + 1}) at rate {rate:.6g}"
-        row = {"step": update, "epoch": stretch.epoch + 1, "lr": rate}
-        spent = max(at.rollbacks, at.skipped) >= policy["most"]
-        if policy["policy"] == "stop" or spent:
-            run.save()  # before the row: a rerun meets the same update, and writes the row again
-            yield run.write({"event": "diverged", **row})
-            tried = f", after {at.rollbacks} roll-backs" if at.rollbacks else ""
-            tried = f", {at.skipped} updates in a row were skipped before" if at.skipped else tried
-            raise DivergedError(f"loss or gradient is not finite in {where}{tried}")
-        if policy["policy"] == "skip":
-            at.skipped += 1
-            yield run.write({"event": "skip", **row})
-        else:
-            scale, rollbacks = at.lr_scale * policy["factor"], at.rollbacks + 1
-            run.resume()
-            at = run.position
-            at.lr_scale, at.rollbacks = scale, rollbacks
-            yield run.write({"event": "rollback", **row, "to": run.step, "lr_scale": scale})
-            run.save()
+        tried = f", after {at.rollbacks} roll-backs" if at.rollbacks else ""
+        tried = f", {at.skipped} updates in a row were skipped before" if at.skipped else tried
+        raise DivergedError(f"loss or gradient is not finite in {where}{tried}")
+    scale, rollbacks = at.lr_scale * run.policy["factor"], at.rollbacks + 1
+    run.resume()
+    run.position.lr_scale, run.position.rollbacks = scale, rollbacks
+    written = run.write({"event": "rollback", **row, "to": run.step, "lr_scale": scale})
+    run.save()
+    return written
+
+
+def patiently(work: Callable[[], Any]) -> Iterator[Waiting]:
+    """Does `work` in a thread, and yields while it lasts: XLA's compiler lets no signal through."""
+    done: futures.Future[Any] = futures.Future()
+
+    def go() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as e:
+            done.set_exception(e)
+
+    threading.Thread(target=go, daemon=True).start()
+    while not futures.wait([done], WAIT).done:
+        yield Waiting()
+    done.result()

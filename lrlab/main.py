@@ -15,31 +15,27 @@ Exit codes: 0 done; 2 usage or config; 3 diverged; 4 data; 5 runtime, checkpoint
 75 another process writes this run; 130 Ctrl-C, 143 SIGTERM, both after a good save.
 """
 
+import contextlib
 import difflib
 import importlib.util
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from absl import flags
 
 from lrlab import __version__
-from lrlab.resolve import ConfigError
+from lrlab.resolve import ConfigError, cause
 from lrlab.values import near
 
 USAGE, DIVERGED, DATA, RUNTIME, LOCKED = 2, 3, 4, 5, 75
-ROOMS = {
-    "data.name": "lrlab.data",
-    "model.name": "lrlab.models",
-    "batch.name": "lrlab.batching",
-    "optimizer.name": "lrlab.optimizers",
-    "schedule[].name": "lrlab.schedules",
-    "job.name": "lrlab.jobs",
-}
+LONGEST = 1_000  # characters of a message
 
 
 def _flags() -> flags.FlagValues:
@@ -61,6 +57,11 @@ def _parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[tuple[str, str]]
     """Flags, and the config's overrides as (path, text)."""
     parsed = _flags()
     ours, changes, problems, rest = [argv[0]], [], [], list(argv[1:])
+    for word in rest:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            problems.append(f"{word!r} is no UTF-8; rename the file or folder")
     while rest:
         word = rest.pop(0)
         name, equals, text = word.lstrip("-").partition("=")
@@ -92,9 +93,19 @@ def _parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[tuple[str, str]]
         parsed(ours)
     except flags.Error as e:
         problems.append(str(e))
+    if parsed.workdir is not None and not parsed.workdir.strip():
+        problems.append("--workdir is empty; name a folder, or leave it out for one under runs/")
     if problems:
         raise ConfigError(problems)
     return parsed, changes
+
+
+def _path(flag: str, text: str) -> Path:
+    """The path that a flag names; ~ is somebody's home."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as e:
+        raise ConfigError([f"--{flag}={text}: {e}"]) from e
 
 
 def load_config(file: str) -> dict[str, Any]:
@@ -103,52 +114,67 @@ def load_config(file: str) -> dict[str, Any]:
     Raises:
       ConfigError: no such file, a fault in it (with its line), no get_config.
     """
-    path = Path(file)
-    if not path.is_file():
+    from lrlab.fields import plain
+
+    path = _path("config", file)
+    try:
+        is_file = path.is_file()
+    except OSError as e:
+        raise ConfigError([f"--config cannot be read: {e.strerror}: {file}"]) from e
+    if not is_file:
         there = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
         hint = f"; {near(file, there)}" if there else f"; there is no folder {path.parent}"
         raise ConfigError([f"--config={file} is no file{hint}"])
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
+    if path.suffix != ".py" or spec is None or spec.loader is None:
+        raise ConfigError([f"--config={file} is no Python file: its name must end in .py"])
     module = importlib.util.module_from_spec(spec)
-    home = str(path.resolve().parent.parent)
-    sys.path.insert(0, home)  # a variant imports its recipe: `from configs import mnist`
     try:
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise ConfigError([f"--config={file} has no get_config(); it returns a ConfigDict"])
-        config = module.get_config()
+        with _importing(path, module):
+            spec.loader.exec_module(module)
+            if not hasattr(module, "get_config"):
+                raise ConfigError([f"--config={file} has no get_config(); it returns a ConfigDict"])
+            config = module.get_config()
+            if isinstance(config, Mapping) or hasattr(config, "to_dict"):
+                return plain(config)
     except ConfigError:
         raise
-    except SyntaxError as e:
-        raise ConfigError([f"--config={file}: {e.filename}:{e.lineno}:{e.offset}: {e.msg}"]) from e
-    except Exception as e:  # a config is a program of the user's, and may fail in any way
-        at = e.__traceback__
-        line = 0
-        while at is not None:
-            if at.tb_frame.f_code.co_filename == str(path):
-                line = at.tb_lineno
-            at = at.tb_next
-        raise ConfigError([f"--config={file}: line {line}: {type(e).__name__}: {e}"]) from e
-    finally:
-        sys.path.remove(home)
-    from lrlab.fields import plain
+    except (
+        Exception,
+        SystemExit,
+    ) as e:  # a config is a program of the user's, and may fail in any way
+        raise ConfigError([f"--config={file}: {cause(e)}"]) from e
+    got = type(config).__name__
+    raise ConfigError([f"--config={file}: get_config() returns {got}, not a ConfigDict"])
 
-    return plain(config)
+
+@contextlib.contextmanager
+def _importing(path: Path, module: ModuleType) -> Iterator[None]:
+    """Lets a config be found as a module, and find others, while it is executed."""
+    folder = path.resolve().parent
+    # A variant imports its recipe: `from configs import mnist`, or `import mnist` beside it. What
+    # stands beside a config comes last, since its name may be that of a package.
+    last = [p for p in (str(folder), str(Path.cwd())) if p not in sys.path]
+    sys.path[:] = [str(folder.parent), *sys.path, *last]
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    try:
+        yield
+    finally:
+        del sys.modules[module.__name__]
+        for place in (str(folder.parent), *last):
+            sys.path.remove(place)
 
 
 def _list() -> str:
     """Fields and names, from the code itself."""
-    from lrlab import fields, resolve
+    from lrlab import build, fields, resolve
 
     lines = ["fields of a config (defaults; all others must be given):"]
     for key in sorted({*fields.DEFAULTS, *fields.REQUIRED}):
         lines.append(f"  {key:<16} {fields.DEFAULTS.get(key, '(required)')}")
     lines.append("names:")
-    for field, room in ROOMS.items():
-        names = resolve.names(room)
-        lines.append(f"  {field:<16} {', '.join(names)}")
+    for section, room in {**build.ROOMS, "schedule[]": "lrlab.schedules"}.items():
+        lines.append(f"  {section + '.name':<16} {', '.join(resolve.names(room))}")
     lines.append(
         "  anything else    module:attribute: optax:scale_by_lion, your_package.models:Net"
     )
@@ -179,41 +205,71 @@ def main(argv: Sequence[str]) -> int:
         return _run(parsed, changes, argv)
     except ConfigError as e:
         many = len(e.problems)
-        print(f"{many} problem{'s' if many > 1 else ''}:", *e.problems, sep="\n- ", file=sys.stderr)
+        told = [p if len(p) <= LONGEST else f"{p[:LONGEST]} ..." for p in e.problems]
+        print(f"{many} problem{'s' if many > 1 else ''}:", *told, sep="\n- ", file=sys.stderr)
         return USAGE
     except KeyboardInterrupt:
         print("interrupted; what was saved is kept", file=sys.stderr)
         return 130
 
 
-def _run(parsed: flags.FlagValues, changes: list[tuple[str, str]], argv: Sequence[str]) -> int:
-    from lrlab import values
+def _configured(file: str, changes: list[tuple[str, str]]) -> dict[str, Any]:
+    """The config of a file with defaults and the command line's changes."""
+    from lrlab import fields, values
 
-    config = load_config(parsed.config)
-    problems, notes = values.override(config, changes)
+    config = fields.fill(load_config(file))
+    problems, notes = values.override(config, changes, _needs)
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     if problems:
         raise ConfigError(problems)
+    return config
 
-    from lrlab import build, devices, resolve
+
+def _needs(section: str, name: Any) -> Sequence[str] | None:
+    """Keywords that what `name` names in a section cannot do without; None if it names nothing."""
+    from lrlab import build, resolve
+
+    try:
+        return resolve.required(resolve.find(build.ROOMS[section], name))
+    except (ConfigError, KeyError):
+        return None
+
+
+def _job(config: Mapping[str, Any]) -> Callable[..., None]:
+    """The job that a config names; ConfigError with all else that is wrong where there is none."""
+    from lrlab import build, resolve
+
+    problems, job = resolve.Problems(), config["job"]
+    name = job["name"] if isinstance(job, dict) else "train"  # what else it is, `check` tells
+    run = problems.attempt(lambda: resolve.find(build.ROOMS["job"], name, "job.name"))
+    if run is None:
+        problems.attempt(lambda: build.check(config))
+        raise ConfigError(problems.found)
+    return run
+
+
+def _run(parsed: flags.FlagValues, changes: list[tuple[str, str]], argv: Sequence[str]) -> int:
+    config = _configured(parsed.config, changes)
+
+    from lrlab import build, devices
     from lrlab.data import DataError
     from lrlab.jobs.train import Options, Stopped
     from lrlab.loop import DivergedError
     from lrlab.records import LockedError
 
-    job = config.get("job") or {"name": "train"}
-    name = job.get("name", "train") if isinstance(job, dict) else "train"
-    run = resolve.find("lrlab.jobs", name if ":" in str(name) else f"{name}.run", "job.name")
     kept = [word for word in argv[1:] if word.lstrip("-") not in ("overwrite", "overwrite=true")]
     command = shlex.join(["python", "-m", "lrlab.main", *kept])  # what resumes must not delete
-    workdir = Path(parsed.workdir) if parsed.workdir else None
-    devices.use_cache()
+    workdir = _path("workdir", parsed.workdir) if parsed.workdir else None
     try:
+        devices.use_cache()
+        run = _job(config)
         if parsed.overwrite:
             build.check(config)  # a run is not deleted for one that cannot begin
             _delete(workdir, parsed.dry_run)
         run(config, workdir, Options(parsed.config, command, parsed.dry_run))
+    except ConfigError:
+        raise
     except DivergedError as e:
         print(
             f"diverged: {e}. A lower --config.lr, clip_norm, or a warm-up is the usual cure.",
@@ -235,7 +291,26 @@ def _run(parsed: flags.FlagValues, changes: list[tuple[str, str]], argv: Sequenc
             file=sys.stderr,
         )
         return RUNTIME
+    except Exception as e:  # the boundary: a user sees what happened, the traceback is kept
+        kept_in = _keep(e, config, workdir, parsed.config)
+        print(f"could not go on: {cause(e)[:LONGEST]}. Traceback: {kept_in}", file=sys.stderr)
+        return RUNTIME
     return 0
+
+
+def _keep(e: Exception, config: dict[str, Any], workdir: Path | None, source: str) -> str:
+    """Writes a traceback into the run's folder, or prints it where there is none."""
+    from lrlab import build, records
+    from lrlab.jobs.train import default_folder
+
+    text = "".join(traceback.format_exception(e))
+    with contextlib.suppress(Exception):  # whatever went wrong may go wrong here too
+        folder = workdir or default_folder(build.check(config).config, source)
+        if all((folder / name).exists() for name in ("lock", "config.json")):  # it holds a run
+            records.write_text(folder / "traceback.txt", text)
+            return str(folder / "traceback.txt")
+    print(text, file=sys.stderr)
+    return "above"
 
 
 def _delete(workdir: Path | None, dry_run: bool) -> None:
@@ -257,7 +332,13 @@ def _delete(workdir: Path | None, dry_run: bool) -> None:
 
 def cli() -> None:
     """The console script."""
-    sys.exit(main(sys.argv))
+    code = 0
+    try:
+        code = main(sys.argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `--list | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
 
 
 if __name__ == "__main__":

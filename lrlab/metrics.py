@@ -1,7 +1,7 @@
 """Metrics as (sum, weight) pairs: exact over ragged batches, devices, hosts and chunks."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -62,9 +62,3 @@ class Mean:
     def of(cls, state: Mapping[str, Any]) -> "Mean":
         """The inverse of `state`."""
         return cls(np.array(state["total"], np.float64), float(state["weight"]))
-
-
-def best(rows: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The row of the highest validation accuracy, ties by loss, then by epoch; NaN never wins."""
-    finite = [r for r in rows if np.isfinite(r["val_loss"])]
-    return min(finite, key=lambda r: (-r["val_accuracy"], r["val_loss"], r["epoch"]), default=None)

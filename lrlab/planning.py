@@ -2,17 +2,24 @@
 
 A phase says its length in updates, epochs, examples or a fraction of the run; so may any keyword of
 a shape (`every=dict(epochs=10)`). All become updates here, by `batching.to_updates`.
+
+Our own shapes check their numbers when they are built. What others wrote, and values beside the
+rate, are looked at over the whole run: compiling that takes a tenth of a second.
 """
 
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+import jax
+import numpy as np
 import optax
 
-from lrlab import batching, fields, resolve, schedules, values
+from lrlab import batching, fields, optimizers, resolve, schedules, values
 from lrlab.resolve import ConfigError, Problems
+
+MOST = 1_000_000  # updates that a schedule is looked at; of a longer run, as many evenly spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +29,11 @@ class Phase:
     spec: Mapping[str, Any]
     first: int
     length: int
+
+    @property
+    def span(self) -> tuple[str, int, int]:
+        """(name, first update, updates): what `console.curve` and `plots.schedule` mark."""
+        return str(self.spec.get("name")), self.first, self.length
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +75,12 @@ class Clock:
         return f"{updates} updates ({updates / (self.per_epoch or 100):g} epochs)"
 
 
+def sample(shape: optax.Schedule, updates: int) -> tuple[np.ndarray, np.ndarray]:
+    """(updates, values) of a schedule from 0 on: every update, or MOST of a long run."""
+    at = np.linspace(0, updates - 1, min(updates, MOST)).round().astype(np.int32)
+    return at, np.asarray(jax.jit(jax.vmap(shape))(at))
+
+
 def plan(specs: Any, clock: Clock, field: str = "schedule") -> Plan:
     """The joined shape of a tuple of phases.
 
@@ -82,7 +100,10 @@ def plan(specs: Any, clock: Clock, field: str = "schedule") -> Plan:
             why = f"is it under one update? (an epoch is {clock.per_epoch})"
             problems.found.append(f"{where} is {length} updates long: {why}")
         length = max(length or 1, 1)
-        shapes.append(problems.attempt(functools.partial(_shape, spec, where, length, clock)))
+        lasts = max(length, clock.updates - first) if is_last else length
+        shapes.append(
+            problems.attempt(functools.partial(_shape, spec, where, length, lasts, clock))
+        )
         phases.append(Phase(spec if isinstance(spec, Mapping) else {}, first, length))
         first += length
     last = phases[-1]
@@ -110,13 +131,17 @@ def scheduled(full: Mapping[str, Any], clock: Clock) -> dict[str, optax.Schedule
     problems, out = Problems(), {}
     for name in sorted(chain.keys() & full["optimizer"].keys()):
         problems.found.append(f"{name} is scheduled, and set in optimizer.{name} too: keep one")
-    for field, name, phases in (
+    named = [
         *((k, k, v) for k, v in sorted(chain.items())),
         *((f"optimizer.{k}", k, v) for k, v in sorted(rule.items())),
-    ):
+    ]
+    for field, name, phases in named:
         found = problems.attempt(functools.partial(plan, phases, clock, f"{field}.schedule"))
         if found:
             out[name] = found.shape
+    if not problems.found and clock.is_known:
+        for field, name, _ in named:
+            problems.found += _range(full, field, name, out, clock)
     if problems.found:
         raise ConfigError(problems.found)
     still = "label_smoothing" not in out and not fields.is_bad(full, "label_smoothing")
@@ -141,8 +166,46 @@ def _length(spec: Any, field: str, rest: int | None, clock: Clock) -> int:
         raise ConfigError([f"{field}: {e}"]) from e
 
 
-def _shape(spec: Any, field: str, length: int, clock: Clock) -> Any:
-    """A phase's shape, with durations turned into updates."""
+def _range(
+    full: Mapping[str, Any],
+    field: str,
+    name: str,
+    scheduled: Mapping[str, optax.Schedule],
+    clock: Clock,
+) -> list[str]:
+    """Problems of a scheduled value at its least and its largest: those of a fixed one."""
+    at, found = sample(scheduled[name], clock.updates)
+    for i in int(found.argmin()), int(found.argmax()):
+        value = float(found[i])
+        if name == field:
+            problems = [
+                p for p in fields.problems({**full, name: value}) if p.startswith(f"{name}=")
+            ]
+        else:
+            problems = _refused(full["optimizer"], name, value, scheduled)
+        if problems:
+            where = f"{field}.schedule reaches {value:g} at update {at[i]:,}"
+            return [f"{where}: {p}" for p in problems]
+    return []
+
+
+def _refused(
+    rule: Mapping[str, Any], name: str, value: float, scheduled: Mapping[str, optax.Schedule]
+) -> list[str]:
+    """What the update rule says of this value; nothing where it refuses the first one already."""
+    first = {
+        k: float(np.asarray(scheduled[k](0))) for k, v in rule.items() if fields.is_schedule(v)
+    }
+    problems = Problems()
+    problems.attempt(lambda: optimizers.make({**rule, **first})(1.0))
+    if problems.found:  # it is refused as a number would be, by whoever makes the optimizer
+        return []
+    problems.attempt(lambda: optimizers.make({**rule, **first, name: value})(1.0))
+    return problems.found
+
+
+def _shape(spec: Any, field: str, length: int, lasts: int, clock: Clock) -> Any:
+    """A phase's shape, with durations turned into updates; `lasts`: updates that it is used for."""
     if not isinstance(spec, Mapping):
         return None
 
@@ -151,15 +214,62 @@ def _shape(spec: Any, field: str, length: int, clock: Clock) -> Any:
             return tuple(map(in_updates, value))
         return clock.of(value) if values.is_duration(value) else value
 
-    kwargs = {k: in_updates(v) for k, v in spec.items() if k not in values.UNITS}
-    target = resolve.find("lrlab.schedules", spec.get("name"), f"{field}.name")
+    kwargs = {}
+    for key in [k for k in spec if k not in values.UNITS]:
+        try:
+            kwargs[key] = in_updates(spec[key])
+        except ValueError as e:
+            raise ConfigError([f"{field}.{key}: {e}"]) from e
+    name = spec.get("name")
+    target = resolve.find("lrlab.schedules", name, f"{field}.name")
     given = {"steps": length} if "steps" in resolve.parameters(target) else {}
-    return resolve.resolve("lrlab.schedules", kwargs, field, given)
+    shape = resolve.resolve("lrlab.schedules", kwargs, field, given)
+    if ":" in str(name) and clock.is_known:
+        _check_foreign(shape, f"{field} ({name})", lasts)
+    return shape
+
+
+def _check_foreign(shape: Any, what: str, updates: int) -> None:
+    """Raises ConfigError unless a schedule that others wrote gives a number >= 0 everywhere."""
+    if not callable(shape):
+        kind = type(shape).__name__
+        raise ConfigError([f"{what} gives {kind}, not a schedule: a function of the update"])
+    try:
+        at, found = sample(cast(optax.Schedule, shape), updates)
+    except Exception as e:  # whatever their code raises, the user named it here
+        raise ConfigError(
+            [
+                f"{what} cannot be compiled: {resolve.cause(e)}. It must be a function of the "
+                "update in JAX: jnp.where in place of if"
+            ]
+        ) from e
+    if found.shape != at.shape or found.dtype.kind not in "fiu":
+        raise ConfigError(
+            [
+                f"{what} gives {found.dtype} of shape {list(found.shape[1:])} at an update; it "
+                "must give one number"
+            ]
+        )
+    finite = np.isfinite(found)
+    rounding = 1e-6 * np.abs(found[finite]).max(initial=0.0)  # a zero may come out as -1e-9
+    bad = ~(finite & (found >= -rounding))
+    if bad.any():
+        i = int(bad.argmax())
+        raise ConfigError(
+            [
+                f"{what} is {found[i]:g} at update {at[i]:,} of its {updates:,}; it must be "
+                "finite and >= 0"
+            ]
+        )
 
 
 def _horizon(field: str, end: int, clock: Clock, last: Phase) -> tuple[str, ...]:
-    """A warning where the schedule's end is not the run's."""
-    if end == clock.updates or not clock.is_known or last.spec.get("name") == "constant":
+    """A warning where the schedule's end is not the run's.
+
+    A shape that takes no `steps` has no end: it goes on as it began, however long its phase is.
+    """
+    target = resolve.find("lrlab.schedules", last.spec["name"])
+    if end == clock.updates or not clock.is_known or "steps" not in resolve.parameters(target):
         return ()
     numbers = f"{clock.epochs(end)} of {clock.epochs(clock.updates)}"
     if end < clock.updates:

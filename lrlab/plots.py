@@ -8,14 +8,14 @@ import contextlib
 import dataclasses
 import io
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lrlab import records
-from lrlab.console import count, rate
+from lrlab.console import Span, count, rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,6 +77,7 @@ class Curves:
 
     update, lr, batch_size, update_loss: [updates]; from epoch on: [epochs], accuracies in [0, 1].
     best: index of the best epoch. rollbacks, skips, diverged: updates; the last ended the run.
+    scheduled: [updates] of values beside the rate that changed, by name.
     """
 
     update: np.ndarray
@@ -94,13 +95,7 @@ class Curves:
     rollbacks: tuple[int, ...] = ()
     skips: tuple[int, ...] = ()
     diverged: int | None = None
-
-
-def best_row(rows: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
-    """The row of the highest validation accuracy; ties by loss, then the earlier one; never NaN."""
-    known = [r for r in rows if None not in (r.get("val_loss"), r.get("val_accuracy"))]
-    known = [r for r in known if np.isfinite([r["val_loss"], r["val_accuracy"]]).all()]
-    return min(known, key=lambda r: (-r["val_accuracy"], r["val_loss"], r["epoch"]), default=None)
+    scheduled: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 def curves(record: records.Record) -> Curves:
@@ -114,9 +109,12 @@ def curves(record: records.Record) -> Curves:
         return tuple(row["step"] for row in record.happened if row["event"] == event)
 
     best = record.final and record.final.get("best_epoch")
-    found = next((r for r in rows if r["epoch"] == best), None) if best else best_row(rows)
+    found = next((r for r in rows if r["epoch"] == best), None) if best else records.best(rows)
     ended = updates("diverged")[-1:] if record.final is None else ()
     last = rows[-1]["step"] if rows else 0
+    # A name is a keyword of a rule; what else a damaged file may hold becomes no name of a file.
+    beside = {k: _finite(v) for k, v in record.schedule.items() if k not in records.COLUMNS}
+    changed = {k: v for k, v in beside.items() if k.isidentifier() and len(np.unique(v)) > 1}
     return Curves(
         update=_finite(record.schedule["update"]),
         lr=_finite(record.schedule["lr"]),
@@ -133,6 +131,7 @@ def curves(record: records.Record) -> Curves:
         rollbacks=updates("rollback"),
         skips=updates("skip"),
         diverged=ended[0] if ended and ended[0] >= last else None,  # it may have gone on since
+        scheduled=changed,
     )
 
 
@@ -245,19 +244,19 @@ def _frame(ax: "Axes", c: Curves, theme: Theme, title: str, unit: str, note: str
     ax.set_xlim(-0.01 * last, 1.01 * last)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: count(x)))
+    _marks(ax, c, theme)
+    if not len(c.epoch):
+        return
     ticks = _epoch_ticks(c, last)
     labels = ["epoch 0", *(count(c.epoch[i]) for i in ticks)]
     above = ax.secondary_xaxis("top")
     above.set_xticks([0, *c.step[ticks]], labels=labels, fontsize=8)
     above.spines["top"].set_visible(False)
     above.tick_params(length=0, pad=6, colors=theme.soft)
-    _marks(ax, c, theme)
 
 
 def _epoch_ticks(c: Curves, last: float) -> list[int]:
     """Indices of epochs at round numbers, as far as there is room for their labels."""
-    if not len(c.epoch):
-        return []
     round_numbers = (n * 10**k for k in range(12) for n in (1, 2, 5))
     every = next(n for n in round_numbers if c.epoch[-1] / n <= 7)
     ticks, free = [], 0.09 * last  # "epoch 0" is wider than a number
@@ -410,9 +409,16 @@ def _draw_accuracy(ax: "Axes", c: Curves, theme: Theme) -> None:
 
 
 def _draw_lr(ax: "Axes", c: Curves, theme: Theme) -> None:
-    values = c.lr[np.isfinite(c.lr)]
-    log = wants_log(c.lr)
-    unit, note = "learning rate", ""
+    _draw_value(ax, c, theme, c.lr, "Learning rate", from_zero=True)
+
+
+def _draw_value(
+    ax: "Axes", c: Curves, theme: Theme, all_values: np.ndarray, title: str, from_zero: bool
+) -> None:
+    """A value of every update, on a log axis where it is read better there."""
+    values = all_values[np.isfinite(all_values)]
+    log = wants_log(all_values)
+    unit, note = title.lower(), ""
     if len(values):
         first, last = rate(values[0]), rate(values[-1])
         note = f"first {first}, largest {rate(values.max())}, last {last}"
@@ -420,15 +426,46 @@ def _draw_lr(ax: "Axes", c: Curves, theme: Theme) -> None:
         positive = values[values > 0]
         floor = max(positive.min(), 1e-6 * positive.max())
         unit += " (log; 0 at the bottom)" if (values < floor).any() else " (log)"
-    _frame(ax, c, theme, "Learning rate", unit, note)
+    _frame(ax, c, theme, title, unit, note)
     if not len(values):
         _empty(ax, theme)
         return
-    x, y = decimate(c.update, np.maximum(c.lr, floor) if log else c.lr)
+    x, y = decimate(c.update, np.maximum(all_values, floor) if log else all_values)
     ax.plot(x, y, color=theme.lr, linewidth=1.8)
     _y_axis(ax, (y,), log)
-    if not log:
+    if from_zero and not log:
         ax.set_ylim(bottom=min(0.0, values.min()), top=1.06 * values.max() or 1.0)
+
+
+def _draw_joins(ax: "Axes", phases: Sequence[Span], theme: Theme) -> None:
+    """A line where each phase begins, and its name, a little aside where phases are short.
+
+    A name for which there is no room near its line is left out; no name hides the curve.
+    """
+    end, free = ax.get_xlim()[1], 0.0
+    for name, first, _ in phases:
+        if first >= end:
+            return
+        if first:
+            ax.axvline(first, color=theme.soft, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        at = max(first, free)
+        if at - first > 0.03 * end:
+            continue
+        free = at + 0.03 * end
+        ax.annotate(
+            name,
+            (at, 0.02),
+            (3, 0),
+            ("data", "axes fraction"),
+            "offset points",
+            rotation=90,
+            va="bottom",
+            fontsize=7.5,
+            color=theme.ink,
+            parse_math=False,
+            zorder=1.5,
+            bbox={"facecolor": theme.surface, "edgecolor": "none", "alpha": 0.85, "pad": 1},
+        )
 
 
 def _draw_batch_size(ax: "Axes", c: Curves, theme: Theme) -> None:
@@ -486,6 +523,54 @@ def lr(c: Curves, theme: Theme = LIGHT) -> "Figure":
     return _one(_draw_lr, c, theme)
 
 
+def scheduled(c: Curves, name: str, theme: Theme = LIGHT) -> "Figure":
+    """The value beside the rate, such as weight_decay, that each update used."""
+    with _style(theme):
+        figure, (ax,) = _panels(theme)
+        _draw_value(ax, c, theme, c.scheduled[name], name, from_zero=False)
+    return figure
+
+
+def schedule(
+    rates: np.ndarray,
+    phases: Sequence[Span] = (),
+    per_epoch: int | None = None,
+    theme: Theme = LIGHT,
+) -> "Figure":
+    """A planned rate, one number an update, with lines where its phases begin.
+
+    Args:
+      rates: [updates].
+      phases: (name, first update, updates), one after another.
+      per_epoch: updates an epoch, for an axis of epochs above.
+    """
+    n, none = len(rates), np.array([])
+    steps = np.arange(per_epoch, n + 1, per_epoch, dtype=np.float64) if per_epoch else none
+    c = Curves(
+        update=np.arange(n, dtype=np.float64),
+        lr=_finite(rates),
+        epoch=np.arange(1.0, len(steps) + 1),
+        step=steps,
+        **dict.fromkeys(
+            (
+                "batch_size",
+                "update_loss",
+                "train_loss",
+                "train_accuracy",
+                "val_loss",
+                "val_accuracy",
+                "examples_per_second",
+            ),
+            none,
+        ),
+    )
+    with _style(theme):
+        figure, (ax,) = _panels(theme)
+        _draw_lr(ax, c, theme)
+        _draw_joins(ax, phases, theme)
+    return figure
+
+
 def batch_size(c: Curves, theme: Theme = LIGHT) -> "Figure":
     """Examples of each update."""
     return _one(_draw_batch_size, c, theme)
@@ -511,22 +596,39 @@ def batch_varies(c: Curves) -> bool:
     return len(np.unique(c.batch_size)) > 1
 
 
+def write(figure: "Figure", path: Path, theme: Theme = LIGHT) -> None:
+    """Writes a figure as PNG or SVG, as the file's suffix says.
+
+    Raises:
+      ValueError: another suffix.
+    """
+    if path.suffix not in (".png", ".svg"):
+        raise ValueError(f"path={str(path)!r} must end in .png or .svg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _style(theme):
+        if path.suffix == ".png":
+            figure.savefig(path, dpi=200, metadata={"Software": None})
+            return
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
+    records.write_text(path, svg.getvalue().replace("'DejaVu Sans'", FONTS))
+
+
 def save(figure: "Figure", stem: Path, theme: Theme = LIGHT) -> str:
     """Writes <stem>.png and <stem>.svg; returns the SVG."""
-    svg = io.StringIO()
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    with _style(theme):
-        figure.savefig(stem.with_suffix(".png"), dpi=200, metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    text = svg.getvalue().replace("'DejaVu Sans'", FONTS)
-    records.write_text(stem.with_suffix(".svg"), text)
-    return text
+    for suffix in ".png", ".svg":
+        write(figure, stem.with_suffix(suffix), theme)
+    return stem.with_suffix(".svg").read_text(encoding="utf-8")
 
 
 def save_all(record: records.Record) -> dict[str, str]:
-    """Writes every figure of a run under plots/; returns the SVGs by name."""
+    """Writes every figure of a run under plots/; returns the SVGs by name.
+
+    That of a value beside the rate is called "scheduled_" and its name.
+    """
     c, folder = curves(record), record.folder / "plots"
     fourth = {"batch_size": batch_size(c)} if batch_varies(c) else {"speed": speed(c)}
-    made = {"loss": loss(c), "accuracy": accuracy(c), "lr": lr(c), **fourth}
+    beside = {f"scheduled_{name}": scheduled(c, name) for name in c.scheduled}
+    made = {"loss": loss(c), "accuracy": accuracy(c), "lr": lr(c), **beside, **fourth}
     made["overview"] = overview(c)
     return {name: save(figure, folder / name) for name, figure in made.items()}

@@ -8,19 +8,21 @@ events.jsonl      starts, resumes, stops, with wall-clock times
 lock              held by the one process that writes
 
 Rows are a function of config and seed, `seconds` and `examples_per_second` aside. Whoever resumes
-cuts what was written after its checkpoint, and writes it again.
+cuts what was written after its checkpoint, and writes it again. JSON has no word for NaN or an
+infinity: in all of these files they are null.
 """
 
 import contextlib
 import dataclasses
 import datetime
 import fcntl
-import functools
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import re
 import socket
 import subprocess
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,7 +34,7 @@ import numpy as np
 from lrlab import __version__
 
 COLUMNS = ("update", "epoch", "lr", "batch_size", "loss")
-TIMED = ("seconds", "examples_per_second")  # what two equal runs may differ in
+TIMED = ("seconds", "epoch_seconds", "examples_per_second")  # what equal runs may differ in
 
 
 class LockedError(RuntimeError):
@@ -53,9 +55,13 @@ class Record:
     schedule: dict[str, np.ndarray]
 
 
+def _json(value: Any, **how: Any) -> str:
+    return json.dumps(_plain(value), allow_nan=False, **how)
+
+
 def canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces, tuples as lists; equal configs give equal text."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=_plain)
+    return _json(value, sort_keys=True, separators=(",", ":"))
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
@@ -64,23 +70,41 @@ def config_hash(config: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
+    """What JSON can hold; a number that is not finite is None."""
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
     if isinstance(value, np.generic):
-        return value.item()
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
+        return value
     if isinstance(value, Path):
         return str(value)
     raise TypeError(f"{type(value).__name__} {value!r} has no place in a record")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file at once: a reader sees the old text or the new."""
+    """Replaces a file at once: a reader sees the old text or the new, on a full disk the old."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What a killed `write_text` left, such as `.config.json.123`."""
+    return [p for p in folder.glob(".*") if re.fullmatch(r"\.\w+\.(jsonl?|csv|html)\.\d+", p.name)]
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Writes JSON for people (indented), atomically."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, default=_plain) + "\n")
+    write_text(path, _json(value, indent=1, sort_keys=True) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -118,15 +142,26 @@ def read(folder: str | os.PathLike[str]) -> Record:
     )
 
 
+def best(rows: Iterable[Mapping[str, Any]]) -> Any:
+    """The row of the highest validation accuracy; ties by loss, then the earlier one; never NaN."""
+    keys = "val_loss", "val_accuracy"
+    known = [r for r in rows if all(r.get(k) is not None and math.isfinite(r[k]) for k in keys)]
+    return min(known, key=lambda r: (-r["val_accuracy"], r["val_loss"], r["epoch"]), default=None)
+
+
 def _read_schedule(path: Path) -> dict[str, np.ndarray]:
-    text = path.read_text() if path.exists() else ""
-    lines = text[: text.rfind("\n") + 1].splitlines()  # a line torn by a kill is no row
-    lines = lines or [",".join(COLUMNS)]
-    names = lines[0].split(",")
-    table = np.array([line.split(",") for line in lines[1:]], dtype=object).reshape(-1, len(names))
-    whole = {"update", "epoch", "batch_size"}
-    kinds = [np.int64 if name in whole else np.float32 for name in names]
-    return {name: table[:, i].astype(kinds[i]) for i, name in enumerate(names)}
+    if not path.exists():
+        path = Path(os.devnull)
+    with path.open("rb") as f:  # one file throughout: who cuts it meanwhile puts another there
+        lines = sum(block.count(b"\n") for block in iter(lambda: f.read(1 << 20), b""))
+        f.seek(0)
+        names = f.readline().decode().rstrip("\n").split(",") if lines else list(COLUMNS)
+        whole = {"update", "epoch", "batch_size"}
+        kinds = np.dtype([(name, np.int64 if name in whole else np.float32) for name in names])
+        table = np.empty(0, kinds)
+        if lines > 1:  # a line torn by a kill is no row
+            table = np.loadtxt(f, kinds, delimiter=",", max_rows=lines - 1, ndmin=1)
+    return {name: table[name] for name in names}
 
 
 class Writer:
@@ -144,18 +179,20 @@ class Writer:
         columns: of schedule.csv after COLUMNS: names of values that are scheduled beside the rate.
         """
         kept = read_lines(self._rows)[:rows]
-        write_text(self._rows, "".join(json.dumps(r) + "\n" for r in kept))
+        write_text(self._rows, "".join(_json(r) + "\n" for r in kept))
         text = self._schedule.read_text() if self._schedule.exists() else ""
         lines = text[: text.rfind("\n") + 1].splitlines()[1:]
         header = ",".join([*COLUMNS, *columns])
         write_text(self._schedule, "\n".join([header, *lines[:updates]]) + "\n")
         self.rows = len(kept)
 
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Appends one row to metrics.jsonl."""
+    def row(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Appends one row to metrics.jsonl; returns it as it will be read back."""
+        written = _plain(row)
         with self._rows.open("a", encoding="utf-8") as f:
-            f.write(json.dumps(row, default=_plain) + "\n")
+            f.write(_json(written) + "\n")
         self.rows += 1
+        return written
 
     def updates(
         self,
@@ -179,9 +216,8 @@ class Writer:
         """Appends a start, resume, stop or end, with the time, to events.jsonl."""
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         path = self.folder / "events.jsonl"
-        kept = "".join(json.dumps(row) + "\n" for row in read_lines(path))  # without a torn tail
-        row = json.dumps({"event": name, "time": now, **what}, default=_plain)
-        write_text(path, kept + row + "\n")
+        rows = [*read_lines(path), {"event": name, "time": now, **what}]  # without a torn tail
+        write_text(path, "".join(_json(row) + "\n" for row in rows))
 
 
 @contextlib.contextmanager
@@ -205,6 +241,8 @@ def locked(folder: Path) -> Iterator[Writer]:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         f.write(f"host {socket.gethostname()}, process {os.getpid()}, since {now}")
         f.flush()
+        for left in leftovers(folder):
+            left.unlink()
         yield Writer(folder)
 
 
@@ -234,14 +272,25 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> dict[str, Any]:
-    """The commit that lrlab's code is at, where it runs from a git checkout."""
-    root = Path(__file__).parent
-    try:
-        ask = functools.partial(
-            subprocess.run, cwd=root, capture_output=True, text=True, timeout=5, check=True
-        )
-        commit = ask(["git", "rev-parse", "HEAD"]).stdout.strip()
-        dirty = bool(ask(["git", "status", "--porcelain", "--untracked-files=no"]).stdout.strip())
-    except (OSError, subprocess.SubprocessError):
+    """The commit of lrlab's code, or of the current folder's where lrlab is installed; git_of.
+
+    An installed lrlab has no repository, even if its site-packages lie within someone's.
+    """
+    ours, here = Path(__file__).parent, Path.cwd()
+    is_tracked = _git(ours, "ls-files", "--error-unmatch", Path(__file__).name) is not None
+    place, name = (ours, "lrlab") if is_tracked else (here, "current directory")
+    commit = _git(place, "rev-parse", "HEAD")
+    changes = _git(place, "status", "--porcelain", "--untracked-files=no")
+    if commit is None:
         return {}
-    return {"git_commit": commit, "git_dirty": dirty}
+    return {"git_of": name, "git_commit": commit, "git_dirty": bool(changes)}
+
+
+def _git(place: Path, *words: str) -> str | None:
+    """What git says there; None if it has nothing to say."""
+    command = ["git", *words]
+    how = {"capture_output": True, "text": True, "timeout": 5, "check": True}
+    try:
+        return subprocess.run(command, cwd=place, **how).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

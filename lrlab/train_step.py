@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 
@@ -21,7 +22,7 @@ RECORDED = (
     "weight",
 )  # of every update, in this order
 Batch = Mapping[str, jax.Array]
-TrainStep = Callable[["State", Batch, jax.Array, jax.typing.ArrayLike], tuple["State", jax.Array]]
+TrainStep = Callable[..., tuple["State", jax.Array]]  # as `make_train_step` says
 Smoothing = jax.typing.ArrayLike | None
 EvalStep = Callable[["State", Batch], jax.Array]
 
@@ -54,15 +55,23 @@ class State:
     opt: Any
 
 
-def init_state(model: Model, make_tx: MakeTx, feature_shape: tuple[int, ...], seed: int) -> State:
-    """A fresh state, in one compiled program; no array of another run is aliased."""
+def initializer(
+    model: Model, make_tx: MakeTx, feature_shape: tuple[int, ...]
+) -> Callable[[jax.typing.ArrayLike], State]:
+    """Returns seed -> a fresh state; the seed, a uint32, may be traced."""
 
-    def make(key: jax.Array) -> State:
+    def make(seed: jax.typing.ArrayLike) -> State:
+        key = jax.random.fold_in(jax.random.key(seed), 0)
         variables = dict(model.init({"params": key}, jnp.zeros((1, *feature_shape)), train=False))
         params = variables.pop("params")
         return State(jnp.int32(0), params, variables, make_tx(1.0).init(params))
 
-    return jax.jit(make)(jax.random.fold_in(jax.random.key(seed), 0))
+    return make
+
+
+def init_state(model: Model, make_tx: MakeTx, feature_shape: tuple[int, ...], seed: int) -> State:
+    """A fresh state, in one compiled program; no array of another run is aliased."""
+    return jax.jit(initializer(model, make_tx, feature_shape))(np.uint32(seed))
 
 
 def wants_rows(model: Model) -> bool:
@@ -83,7 +92,8 @@ def make_train_step(
     """Returns (state, batch, key, lr) -> (state, float32 [RECORDED and more]).
 
     The rate is lr * shape(step). An update whose loss, gradient or step is not finite changes
-    nothing but, with `skip`, the step counter; so a state is always finite.
+    nothing but, with `skip`, the step counter; so a state is always finite. One more argument may
+    follow, a bool that may be traced: where it is False, the update changes nothing at all.
 
     Args:
       model, make_tx: what to train, by which chain.
@@ -136,7 +146,13 @@ def make_train_step(
         (grads, sums, stats), _ = jax.lax.scan(add, (zero, jnp.zeros(3), state.stats), parts)
         return jax.tree.map(lambda g: g / micro, grads), sums, stats
 
-    def train_step(state: State, batch: Batch, key: jax.Array, lr: jax.typing.ArrayLike) -> Any:
+    def train_step(
+        state: State,
+        batch: Batch,
+        key: jax.Array,
+        lr: jax.typing.ArrayLike,
+        live: jax.typing.ArrayLike | None = None,
+    ) -> Any:
         key = jax.random.fold_in(key, state.step)  # of (seed, step): a resumed run is the same run
         values = {name: schedule(state.step) for name, schedule in scheduled.items()}
         grads, sums, stats = gradient(state, batch, key, values.get("label_smoothing"))
@@ -150,10 +166,11 @@ def make_train_step(
         norm = optax.tree.norm(grads)
         # The update's norm too: a rate can be too much for float32 where the gradient is not.
         finite = jnp.isfinite(sums[0] + norm + optax.tree.norm(updates))
+        finite = finite if live is None else finite & live
         new = State(state.step + 1, optax.apply_updates(state.params, updates), stats, opt)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         if skip:
-            new = new.replace(step=state.step + 1)
+            new = new.replace(step=state.step + (1 if live is None else live))
         more = [*values.values()]
         if effective:
             more.append(optimizers.effective_rate(opt, rate))

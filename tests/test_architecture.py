@@ -13,7 +13,7 @@ FLOORS = (
     {"train_step", "planning"},
     {"epoch", "build"},
     {"loop"},
-    {"jobs"},
+    {"jobs", "preview"},
     {"main"},
 )
 ASIDE = {"report", "plots", "console"}  # records -> what people see

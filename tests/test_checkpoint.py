@@ -1,3 +1,5 @@
+import contextlib
+import errno
 import json
 import os
 import shutil
@@ -141,6 +143,120 @@ def test_a_checkpoint_of_another_model_names_the_difference(tmp_path):
             ValueError, match=r"\['w'\]: float32\[3, 2\] saved, float32\[4, 2\] wanted"
         ):
             saves.restore(state(0) | {"params": {"w": np.zeros((4, 2), np.float32)}})
+
+
+class Killed(BaseException):
+    """Passes whatever would clean up, as a kill does."""
+
+
+class Faulty:
+    """Lets the n-th write below a folder fail; all that Orbax does in a save is one.
+
+    What fails within Orbax is tried by child processes and on real disks: its threads would wait
+    for each other.
+    """
+
+    def __init__(self):
+        self.folder, self.left, self.fault, self.orbax = None, 0, Killed(), None
+        sys.addaudithook(self.watch)  # for the rest of the process: it cannot be removed
+
+    def watch(self, event, args):
+        writes = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
+        opens = event == "open" and isinstance(args[1], str) and any(m in args[1] for m in "wxa+")
+        if self.folder and (event in writes or opens) and str(self.folder) in str(args[0]):
+            self.write()
+
+    def write(self):
+        self.left -= 1
+        if self.left == 0:
+            self.folder = None  # it happens once
+            raise self.fault
+
+    def save(self, *args, **kwargs):
+        self.write()
+        folder, self.folder = self.folder, None
+        self.orbax.save(*args, **kwargs)
+        self.folder = folder
+        self.write()
+
+    def close(self):
+        self.orbax.close()
+
+
+FAULTY = Faulty()
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), Killed()])
+def test_a_step_saved_anew_is_there_whatever_happens_meanwhile(tmp_path, fault):
+    """faults.md F15: what a full disk or a kill leaves is the old one, or the new one, whole."""
+    point, found, FAULTY.left = 0, [], 0
+    while FAULTY.left <= 0:
+        point += 1
+        folder = tmp_path / str(point)
+        with Checkpoints(folder) as saves:
+            save(saves, 5, 10)
+            args, FAULTY.orbax = saves._orbax
+            saves._orbax = args, FAULTY
+            FAULTY.folder, FAULTY.left, FAULTY.fault = folder, point, fault
+            with contextlib.suppress(OSError, Killed):
+                saves.save(10, state(99), {"epoch": 0})
+            FAULTY.folder = None
+        with Checkpoints(folder) as saves:
+            at, position = saves.restore(state(0))
+            found.append((int(at["step"]), position["epoch"]))
+            assert saves.steps() == [5, 10]
+            assert saves.warnings == []
+            saves.save(10, state(99), {"epoch": 0})  # and there is room again
+            assert int(saves.restore(state(0))[0]["step"]) == 99
+        assert len([*folder.iterdir()]) == 4, "leftovers"
+    assert set(found) == {(10, 10), (99, 0)}
+    assert found == sorted(found), "once it is the new one it stays so"
+    assert len(found) >= 6
+
+
+def test_a_save_that_orbax_cannot_write_is_an_os_error_and_leaves_the_old_one(
+    tmp_path, monkeypatch
+):
+    with Checkpoints(tmp_path) as saves:
+        save(saves, 5)
+
+        def full(folder, *_, **__):
+            (folder.parent / f"{folder.name}.orbax-checkpoint-tmp").mkdir()
+            raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device")
+
+        monkeypatch.setattr(saves._orbax[1], "save", full)
+        for step in 5, 9:
+            with pytest.raises(OSError, match=rf"checkpoint {step} was not .* No space left"):
+                saves.save(step, state(99), {"epoch": 0})
+        monkeypatch.undo()
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["5", "5.manifest"]
+        assert int(saves.restore(state(0))[0]["step"]) == 5
+
+
+def test_what_is_there_already_is_not_written_again(tmp_path):
+    with Checkpoints(tmp_path) as saves:
+        saves.save(5, state(5), {"epoch": 5, "seconds": 1.0})
+        before = {p: p.stat() for p in tmp_path.rglob("*")}
+        saves.save(5, state(5), {"epoch": 5, "seconds": 2.0})
+        assert {p: p.stat() for p in tmp_path.rglob("*")} == before
+        for changed in (state(6), {"epoch": 5}), (state(6), {"epoch": 6}):
+            saves.save(5, *changed)
+            found, position = saves.restore(state(0))
+            assert (int(found["step"]), position) == (6, changed[1])
+        saves.save(5, state(5), {"epoch": 5, "seconds": 3.0})
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["5-new", "5.manifest"]
+
+
+def test_nothing_imports_orbax_before_the_first_save(tmp_path):
+    code = (
+        "import sys, pathlib; from lrlab.checkpoint import Checkpoints\n"
+        f"with Checkpoints(pathlib.Path({str(tmp_path)!r})) as s: assert s.restore({{}}) is None\n"
+        "print([m for m in sys.modules if m.startswith('orbax')])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.slow

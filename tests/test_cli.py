@@ -2,6 +2,8 @@
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from lrlab import records
+from lrlab import main, records
 
 README = (ROOT / "README.md").read_text()
 
@@ -24,6 +26,19 @@ def lrlab(*arguments, **env):
         check=False,
         timeout=300,
     )
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """The command line in this process: arguments -> (exit code, stdout, stderr)."""
+    monkeypatch.chdir(ROOT)
+
+    def run(*arguments):
+        code = main.main(["lrlab", *arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return run
 
 
 def test_the_readme_opens_with_the_two_commands():
@@ -85,12 +100,11 @@ def test_one_two_and_four_devices_give_the_same_numbers(tmp_path):
 @pytest.mark.parametrize(
     "line", re.findall(r"^python -m lrlab.main (--config=configs/digits.*)$", README, re.MULTILINE)
 )
-def test_the_readmes_other_command_lines_are_sound(line):
-    import shlex
-
-    done = lrlab(*shlex.split(line), "--dry_run")
-    assert done.returncode == 0, done.stderr
-    assert "dry run: nothing was trained or written" in done.stdout
+def test_the_readmes_other_command_lines_are_sound(here, line):
+    code, out, err = here(*shlex.split(line), "--dry_run")
+    assert code == 0, err
+    assert "warning" not in err
+    assert "dry run: nothing was trained or written" in out
 
 
 def test_a_dry_run_writes_nothing_and_shows_the_step(tmp_path):
@@ -112,13 +126,33 @@ def test_a_dry_run_writes_nothing_and_shows_the_step(tmp_path):
         (("--config=configs/digits.py", "--lr=0.1"), "--config.lr"),
         (("--config=configs/digits.py", "--config.lr"), "--config.lr has no value"),
         (("--config=configs/digits.py", "--overwrite"), "--overwrite needs --workdir"),
+        (("--config=README.md",), "README.md is no Python file"),
+        (("--config=" + "a" * 5000,), "File name too long"),
+        (("--config=configs/digits.py", "--workdir="), "--workdir is empty"),
+        (("--config=configs/digits.py", "--workdir=~nobody-of-this-name/run"), "--workdir=~nobody"),
+        (("--config=configs/digits.py", "--workdir=runs/\udcff"), "is no UTF-8"),
+        (("--config=configs/digits.py", "--config.lr=nan"), "lr=nan must be finite"),
+        (("--config=configs/digits.py", "--config.seed=" + "9" * 400), "seed is too large"),
+        (("--config=configs/digits.py", "--config.optimizer.nesterov=no"), "must be True or False"),
+        (("--config=configs/digits.py", "--config.job.foo=1"), "unknown field job.foo"),
     ],
 )
-def test_a_slip_on_the_command_line_is_told_and_exits_2(arguments, says):
-    done = lrlab(*arguments)
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_slip_on_the_command_line_is_told_and_exits_2(here, arguments, says):
+    code, _, err = here(*arguments)
+    assert code == 2
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_an_unknown_job_and_the_configs_other_problems_are_told_together(here):
+    wrong = "--config.job.name=trian", "--config.seed=-1"
+    code, _, err = here("--config=configs/digits.py", *wrong)
+    assert code == 2
+    assert "did you mean 'train'" in err
+    assert "seed=-1" in err
+
+
+RETURNS = "from ml_collections import ConfigDict, config_dict\ndef get_config():\n    return "
 
 
 @pytest.mark.parametrize(
@@ -126,15 +160,21 @@ def test_a_slip_on_the_command_line_is_told_and_exits_2(arguments, says):
     [
         ("def get_config(:\n", "bad.py:1:16: "),
         ("x = 1\n", "has no get_config()"),
-        ("def get_config():\n    return undefined\n", "line 2: NameError"),
+        ("def get_config():\n    return undefined\n", "NameError: name 'undefined' is not defined"),
+        ("def get_config():\n    return undefined\n", "(bad.py, line 2)"),
+        ("def get_config(x): ...\n", "missing 1 required positional argument"),
+        ("import sys\nsys.exit('no')\n", "SystemExit: no (bad.py, line 2)"),
+        (RETURNS + "None", "get_config() returns NoneType"),
+        (RETURNS + "[1]", "get_config() returns list"),
+        (RETURNS + "ConfigDict({'lr': config_dict.required_placeholder(float)})", "required"),
     ],
 )
-def test_a_broken_config_file_is_one_line_with_its_place(tmp_path, text, says):
+def test_a_broken_config_file_is_one_line_with_its_place(here, tmp_path, text, says):
     (tmp_path / "bad.py").write_text(text)
-    done = lrlab(f"--config={tmp_path}/bad.py")
-    assert done.returncode == 2
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 2
+    code, _, err = here(f"--config={tmp_path}/bad.py")
+    assert code == 2
+    assert says in err
+    assert len(err.strip().splitlines()) == 2
 
 
 def test_list_names_what_a_config_can_say():
@@ -150,6 +190,96 @@ def test_list_names_what_a_config_can_say():
     ):
         assert word in done.stdout
     assert "nearest" not in done.stdout
+    for word in ("Dataset", "Source", "DataError", "decay.cosine", "train.run"):
+        assert word not in done.stdout
+
+
+def test_a_reader_that_has_seen_enough_of_the_list_ends_it_silently():
+    command = f"{sys.executable} -m lrlab.main --list | head -c 1"
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("f", "")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two epochs."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main.main(["lrlab", *SHORT, f"--workdir={folder}"]) == 0
+    return folder
+
+
+SHORT = f"--config={ROOT}/configs/digits.py", "--config.epochs=2"
+
+
+def spoilt(finished, folder, how):
+    """A copy of the run in which something is broken."""
+    shutil.copytree(finished, folder)
+    if how == "config":
+        (folder / "config.json").write_text('{"config": ')
+    elif how == "row":
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        (folder / "metrics.jsonl").write_text("\n".join([lines[0], "{broken", *lines[1:]]) + "\n")
+    else:  # the checkpoint of another model
+        for path in (folder / "checkpoints").glob("*.manifest"):
+            path.write_text(path.read_text().replace("[64, 256]", "[64, 255]"))
+        rows = (folder / "metrics.jsonl").read_text().splitlines()
+        (folder / "metrics.jsonl").write_text("\n".join(rows[:-1]) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("config", "JSON"),
+        ("row", "metrics.jsonl line 2 is not JSON: '{broken'"),
+        ("checkpoint", "is of another model or optimizer"),
+    ],
+)
+def test_a_broken_run_exits_5_with_one_line_and_keeps_the_traceback(
+    here, finished, tmp_path, how, says
+):
+    folder = spoilt(finished, tmp_path / "run", how)
+    code, _, err = here(*SHORT, f"--workdir={folder}")
+    assert code == 5, err
+    assert says in err
+    assert len(err.strip().splitlines()) == 1
+    assert str(folder / "traceback.txt") in err
+    assert "Traceback (most recent call last)" in (folder / "traceback.txt").read_text()
+
+
+def test_what_nobody_foresaw_exits_5_with_its_traceback_where_there_is_no_run(
+    here, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("lrlab.build.check", lambda config: {}["unforeseen"])
+    code, _, err = here(*SHORT, f"--workdir={tmp_path}/run")
+    assert code == 5
+    assert "Traceback (most recent call last)" in err
+    assert "could not go on: KeyError: 'unforeseen'" in err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tilde_is_home(here, finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copy(ROOT / "configs" / "digits.py", tmp_path)
+    code, out, err = here("--config=~/digits.py", "--config.epochs=2", "--workdir=~/run")
+    assert code == 0, err
+    assert f"already finished: {tmp_path}/run" in out
+
+
+def test_a_config_without_a_batch_takes_its_size_from_the_command_line(here, tmp_path):
+    text = (ROOT / "configs" / "digits.py").read_text()
+    kept = [line for line in text.splitlines() if "c.batch =" not in line]
+    (tmp_path / "bare.py").write_text("\n".join(kept))
+    for change, says in (
+        ("--config.batch.size=32", "fixed, 32 examples"),
+        ("--config.batch.name=plateau", "plateau, 128 examples"),
+    ):
+        code, out, err = here(f"--config={tmp_path}/bare.py", change, "--dry_run")
+        assert (code, err) == (0, "")
+        assert says in out
 
 
 def test_without_a_gpu_asking_for_one_says_what_is_there():

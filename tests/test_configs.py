@@ -110,3 +110,32 @@ def test_the_recipes_data_says_what_to_do_when_it_is_absent(tmp_path):
     assert "Traceback" not in done.stderr
     for word in ("mnist", "LRLAB_DATA_DIR", "prepare"):
         assert word in done.stderr
+
+
+def test_a_config_imports_recipes_and_its_neighbours_and_may_hold_a_dataclass(tmp_path):
+    (tmp_path / "their_base.py").write_text(
+        "from ml_collections import FieldReference\n"
+        "from configs import digits\n"
+        "def get_config():\n"
+        "    c, epochs = digits.get_config(), FieldReference(7)\n"
+        "    c.epochs, c.schedule = epochs, (dict(name='cosine', epochs=epochs, start=1, end=0),)\n"
+        "    return c\n"
+    )
+    (tmp_path / "variant.py").write_text(
+        "from __future__ import annotations\n"
+        "import dataclasses\n"
+        "import their_base\n"
+        "@dataclasses.dataclass\n"
+        "class Mine:\n"
+        "    seed: int = 3\n"
+        "def get_config():\n"
+        "    c = their_base.get_config()\n"
+        "    c.seed = Mine().seed\n"
+        "    return c\n"
+    )
+    path, modules = [*sys.path], {*sys.modules}
+    config = load_config(str(tmp_path / "variant.py"))
+    assert (config["seed"], config["epochs"], config["schedule"][0]["epochs"]) == (3, 7, 7)
+    assert build.check(config).total == 7 * (1257 // 64)
+    assert sys.path == path
+    assert "_config_variant" not in {*sys.modules} - modules

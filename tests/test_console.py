@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
 
@@ -106,13 +107,49 @@ def test_curve_says_that_a_rate_is_constant():
     assert console.curve([np.nan]) == ["no finite value"]
 
 
+def test_curve_marks_where_phases_begin_and_lists_them():
+    rates = np.concatenate([np.linspace(0.02, 0.1, 30), np.full(30, 0.1), np.linspace(0.1, 0, 60)])
+    phases = [("linear", 0, 30), ("constant", 30, 30), ("decay:rex", 60, 600)]
+    plot = console.curve(rates, phases, per_epoch=15, width=65, height=4)
+    assert plot[4] == "     1──────────────2──────────────3─────────────────────────────"
+    assert [line.strip() for line in plot[6:]] == [
+        "1 linear: 0.02 to 0.1, updates 1-30, epochs 0-2",
+        "2 constant: 0.1, updates 31-60, epochs 2-4",
+        "3 decay:rex: 0.1 to 0, updates 61-120, epochs 4-8",
+    ]
+    assert plot[:4] == console.curve(rates, width=65)[:4]
+    bare = console.curve(rates, phases)
+    assert bare[-1].strip() == "3 decay:rex: 0.1 to 0, updates 61-120"
+    one = [("cosine", 0, 120)]
+    assert console.curve(rates, one, 15) == console.curve(rates), "one phase has no joins"
+
+
+def test_a_phase_that_turns_says_its_extremes_in_their_order():
+    rates = np.array([0, 1, 0.5, 0.1, 0.7, 0.7, 0.7, np.nan, np.nan])
+    plot = console.curve(rates, [("a", 0, 5), ("b", 5, 2), ("c", 7, 2)])
+    says = [re.search(r": (.*), updates", line)[1] for line in plot[-3:]]
+    assert says == ["0 to 1 to 0.7", "0.7", "no finite value"]
+
+
+@pytest.mark.parametrize("width", [20, 66])
+@pytest.mark.parametrize("number", [2, 5, 6, 40, 120])
+def test_many_phases_keep_to_the_plots_lines_and_columns(number, width):
+    phases = [(f"phase{i}", 3 * i, 3) for i in range(number)]
+    plot = console.curve(np.ones(3 * number), phases, 1, width=width)
+    assert max(map(len, plot)) <= width
+    assert len(plot) == 4 + 2 + min(number, console.MOST_PHASES)
+    assert not re.search(r"\d{4}", plot[4]), "numbers stand apart"
+    more = f"and {number - console.MOST_PHASES + 1} more phases"
+    assert (plot[-1].strip()[:10] == more[:10]) == (number > console.MOST_PHASES)
+
+
 @pytest.mark.parametrize("width", [40, 80])
 @pytest.mark.parametrize("items", [0, 3, 9, 30])
 def test_banner_keeps_to_its_lines_and_columns(items, width):
     pairs = [(f"label{i}", "word " * 60) for i in range(items)]
     curve = console.curve(np.linspace(0, 1, 50), width=60)
     lines = console.banner("lrlab train configs/digits.py " * 9, pairs, curve, width).splitlines()
-    assert len(lines) <= console.BANNER_LINES == 15
+    assert len(lines) <= console.BANNER_LINES == 20
     assert max(map(len, lines)) <= width
 
 

@@ -19,8 +19,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from lrlab.data import DataError, tabular, tfds
-from lrlab.data._splits import check, standard
+from lrlab.data import DataError, Dataset, Source, Split, tabular, tfds
+from lrlab.data._checks import check
+from lrlab.data._splits import standard
 from lrlab.data.digits import digits
 
 SIDE = (6, 5)  # height and width differ, so that a swap shows
@@ -187,7 +188,7 @@ print([m for m in ("sklearn", "scipy", "jax", "tensorflow_datasets") if m in sys
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"validation": 0}, "validation=0"),
+        ({"validation": -1}, r"validation=-1 must be a number of examples, 0 to 1,796"),
         ({"validation": 1.0}, "validation=1.0"),
         ({"validation": True}, "validation=True"),
         ({"validation": float("nan")}, "validation=nan"),
@@ -404,7 +405,7 @@ def test_a_name_that_is_a_path_is_refused(name, tiny_root):
     ("given", "named"),
     [
         ({"validation": 90}, "validation=90"),
-        ({"validation": 0}, "validation=0"),
+        ({"validation": -1}, "validation=-1"),
         ({"test_split": "train"}, "test_split='train'"),
         ({"test_split": "tset"}, "did you mean 'test'"),
     ],
@@ -680,6 +681,82 @@ def test_a_bad_argument_for_covertype_is_named(tmp_path, given, named):
     table(tmp_path)
     with pytest.raises(ValueError, match=named):
         tabular.covertype(data_dir=tmp_path, **given)
+
+
+def test_everything_can_be_trained_on(tiny, tmp_path):
+    table(tmp_path)
+    for make in digits, tiny, lambda **given: tabular.covertype(data_dir=tmp_path, **given):
+        held, whole = make(validation=10), make(validation=0)
+        assert whole.sizes == (held.sizes[0] + 10, 0, held.sizes[2])
+        data = whole.read()
+        assert len(data.validation) == 0
+        assert rows(data.test.x) == rows(held.read().test.x)
+
+
+def birds(**changes):
+    """A user's source of 4, 2 and 2 examples, [3] floats, 2 classes."""
+    arrays = {
+        "x": np.zeros((8, 3), np.float32),
+        "y": np.array([0, 1] * 4, np.int32),
+        "scale": np.ones(3),
+    } | changes
+
+    def load():
+        x, y = arrays["x"], arrays["y"]
+        splits = [Split(x[a:b], y[a:b]) for a, b in ((0, 4), (4, 6), (6, 8))]
+        return Dataset("birds", *splits, 2, ("a", "b"), np.zeros(3), arrays["scale"])
+
+    return Source("birds", (4, 2, 2), (3,), 2, changes.get("load", load))
+
+
+def spoilt(at, value):
+    x = np.zeros((8, 3), np.float32)
+    x[at] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"y": np.array([0, 1, 0, 1, 0, 2, 0, 1])}, "split 'validation': label 2 of record 1 is"),
+        ({"y": np.array([0, 1, -1, 1, 0, 1, 0, 1])}, r"'train': label -1 of record 2 .* \[0, 2\)"),
+        ({"y": np.zeros(8)}, "'train': y is float64, not class indices"),
+        ({"y": np.zeros((8, 2), np.int32)}, r"y has shape \[4, 2\]; the Source promised \[4\]"),
+        ({"y": np.zeros(7, np.int32)}, r"split 'test': y has shape \[1\]; .* promised \[2\]"),
+        ({"x": np.zeros((8, 4))}, r"x has shape \[4, 4\]; the Source promised \[4, 3\]"),
+        ({"x": np.full((8, 3), "a")}, "x is <U1, not uint8 or float32"),
+        ({"x": spoilt((7, 2), np.nan)}, r"'test': feature \[2\] of record 1 is nan"),
+        ({"x": spoilt((1, 0), -np.inf)}, r"'train': feature \[0\] of record 1 is -inf"),
+        ({"scale": np.array([1, np.inf, 1])}, "scale is not finite"),
+        ({"scale": np.ones(2)}, r"scale of shape \[2\] does not fit a feature of \[3\]"),
+        ({"load": lambda: {}["label"]}, "birds cannot be read: KeyError: 'label'"),
+        ({"load": lambda: None}, "its loader gives NoneType, not a lrlab.data.Dataset"),
+        ({"load": lambda: birds()}, "its loader gives Source, not"),
+        ({"load": lambda: digits().load()}, "birds has 10 classes; its Source promised 2"),
+    ],
+)
+def test_a_set_that_is_not_what_its_source_says_is_refused(changes, said):
+    assert len(birds().read().train) == 4
+    with pytest.raises(DataError, match=said):
+        birds(**changes).read()
+
+
+def test_of_images_only_the_labels_are_looked_at():
+    class Untouched(np.ndarray):
+        def __array_ufunc__(self, *_, **__):
+            raise AssertionError("pixels were read")
+
+    x = np.zeros((8, 3), np.uint8).view(Untouched)
+    assert birds(x=x).read().train.x.dtype == np.uint8
+
+
+def test_a_feature_deep_in_a_large_set_is_found_by_its_record(monkeypatch):
+    monkeypatch.setattr("lrlab.data._checks._BYTES", 100)  # 8 rows of 3 floats at once
+    for record in 0, 7, 8, 49:
+        x = np.zeros((50, 3), np.float32)
+        x[record, 1] = np.nan
+        with pytest.raises(DataError, match=rf"feature \[1\] of record {record} is nan"):
+            check("here", x, np.zeros(50, np.int32), 2)
 
 
 def test_an_infinite_feature_is_named_with_its_record():

@@ -12,11 +12,15 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, tiny
 
 from lrlab import records
+from lrlab.checkpoint import Checkpoints
+from lrlab.jobs import train
+from lrlab.resolve import ConfigError
 
 README = (ROOT / "README.md").read_text()
 
@@ -95,32 +99,82 @@ def test_killed_at_random_and_run_again_gives_the_same_run(tmp_path, undisturbed
     print(f"seed {seed}: {kills} kills, {runs} runs resumed to the end, {runs} digests equal")
 
 
+SIGNALLED = """
+import os, sys
+from lrlab import loop, main
+fit, number, at = loop.fit, int(sys.argv.pop(1)), int(sys.argv.pop(1))
+
+def signalled(run):
+    for item in fit(run):
+        if isinstance(item, loop.Stretch) and run.step >= at:
+            os.kill(os.getpid(), number)
+        yield item
+
+loop.fit = signalled
+main.cli()
+"""
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_says_how_to_go_on(tmp_path, undisturbed, number, code):
     reference, _ = undisturbed
-    process = start(tmp_path / "run")
-    while not (tmp_path / "run" / "checkpoints").is_dir() or not list(
-        (tmp_path / "run").glob("checkpoints/*.manifest")
-    ):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.01)
-    began = time.monotonic()
-    process.send_signal(number)
-    returned, out, err = finish(process)
-    if returned == 0:
-        pytest.skip("the run ended before the signal came")
+    script = ("-c", SIGNALLED, str(int(number)), "100")
+    returned, out, err = finish(start(tmp_path / "run", python=script))
     assert returned == code, err
-    assert time.monotonic() - began < 10
     assert "Traceback" not in err
     assert "resume with: python -m lrlab.main --config=configs/digits.py" in err
     assert len(err.strip().splitlines()) <= 5
     saved = max(int(p.stem) for p in (tmp_path / "run" / "checkpoints").glob("*.manifest"))
+    assert saved >= 100
     assert f"at update {saved}, saved" in err
     assert len(records.read(tmp_path / "run").schedule["lr"]) == saved, "no step lost"
     code, out, err = finish(start(tmp_path / "run"))
     assert code == 0, err
     assert f"resuming at update {saved:,}" in out
     assert digest(tmp_path / "run") == reference
+
+
+SLOW_COMPILER = """
+import ctypes
+from lrlab import epoch, main
+compile = epoch.Training.compile
+
+def slow(self, state):
+    if self._compiled is None:
+        ctypes.CDLL(None).sleep(60)  # as XLA does, it keeps the signals of its thread waiting
+    return compile(self, state)
+
+epoch.Training.compile = slow
+main.cli()
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_while_it_compiles_ends_it_at_once(tmp_path, number, code):
+    began = tmp_path / "run" / "events.jsonl"
+    process = start(tmp_path / "run", python=("-c", SLOW_COMPILER))
+    while not began.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.01)
+    sent = time.monotonic()
+    process.send_signal(number)
+    returned, _, err = finish(process)
+    assert time.monotonic() - sent < 5
+    assert returned == code, err
+    assert "at update 0, with nothing to save yet" in err
+    assert "resume with:" in err
+    assert [e["event"] for e in records.read(tmp_path / "run").events] == ["start", "stop"]
+
+
+def test_a_hangup_that_was_ignored_before_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with train._signals() as came:
+            os.kill(os.getpid(), signal.SIGHUP)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert came == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_second_writer_is_told_who_holds_the_run(tmp_path):
@@ -190,11 +244,129 @@ def test_a_diverged_run_exits_3_and_names_epoch_update_and_rate(tmp_path):
     assert last["event"] == "diverged"
 
 
-def test_a_full_or_read_only_disk_is_an_error_without_traceback(tmp_path):
+def test_a_workdir_that_cannot_be_is_an_error_without_traceback(tmp_path):
     (tmp_path / "file").write_text("")
     code, _, err = finish(start(tmp_path / "file" / "run"))
     assert code in (2, 5)
     assert "Traceback" not in err
+
+
+def test_a_disk_that_is_full_ends_the_run_and_loses_nothing(tmp_path, undisturbed):
+    """faults.md F15, on a disk of 180 kB: room for two checkpoints, not for three."""
+    reference, _ = undisturbed
+    mount = ["mount", "-t", "tmpfs", "-o", "size=180k", "none", str(tmp_path)]
+    if os.getuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can be made by root only, and where mounting is allowed")
+    try:
+        code, _, err = finish(start(tmp_path / "run"))
+        assert code == 5, err
+        assert "could not go on" in err
+        assert "No space left on device" in err
+        with Checkpoints(tmp_path / "run" / "checkpoints") as saves:
+            assert saves.steps()
+            assert all(saves._damage(step) is None for step in saves.steps())
+        subprocess.run(["mount", "-o", "remount,size=20m", str(tmp_path)], check=True)
+        code, out, err = finish(start(tmp_path / "run"))
+        assert code == 0, err
+        assert "resuming at update" in out
+        assert digest(tmp_path / "run") == reference
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+
+
+def test_a_folder_that_may_not_be_written_is_an_error_without_traceback(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run").chmod(0o555)
+    if os.getuid() == 0:  # whom no mode holds back
+        subprocess.run(["mount", "--bind", tmp_path, tmp_path], check=False, capture_output=True)
+        made = ["mount", "-o", "remount,bind,ro", str(tmp_path)]
+        if subprocess.run(made, capture_output=True, check=False).returncode:
+            pytest.skip("root writes everywhere, and may not mount here")
+    try:
+        code, _, err = finish(start(tmp_path / "run"))
+    finally:
+        if os.getuid() == 0:
+            subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    assert code == 5
+    assert "could not go on" in err
+    assert "Traceback" not in err
+    assert [*(tmp_path / "run").iterdir()] == []
+
+
+class Killed(BaseException):
+    """Passes whatever would clean up, as a kill does."""
+
+
+@pytest.mark.parametrize("name", ["config.json", "environment.json"])
+@pytest.mark.parametrize("is_written", [False, True])
+def test_killed_in_its_first_writes_a_run_begins_anew(tmp_path, monkeypatch, name, is_written):
+    options = train.Options("configs/tiny.py", "python -m lrlab.main")
+    with monkeypatch.context() as patch:
+        replace = Path.replace
+
+        def killed(path, target):
+            if Path(target).name == name:
+                if is_written:
+                    replace(path, target)
+                patch.setattr(Path, "unlink", lambda *_, **__: None)  # no hand is left to tidy up
+                raise Killed
+            return replace(path, target)
+
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(Killed):
+            train.run(tiny(epochs=1), tmp_path / "run", options)
+    left = {p.name.rstrip("0123456789") for p in (tmp_path / "run").iterdir()}
+    assert left >= {"lock", name if is_written else f".{name}."}
+    train.run(tiny(epochs=1), tmp_path / "run", options)
+    record = records.read(tmp_path / "run")
+    assert record.final["step"] == 9
+    assert record.environment["model"]["name"] == "mlp.MLP"
+    assert not [p for p in (tmp_path / "run").iterdir() if p.name.startswith(".")]
+
+
+@pytest.mark.parametrize("axis", [None, "devices"])
+def test_going_on_on_other_devices_is_told_and_recorded(tmp_path, monkeypatch, capsys, axis):
+    options = train.Options("configs/tiny.py", "python -m lrlab.main")
+    model = {"name": "resnet.ResNet", "stage_sizes": (1,), "width": 4, "axis_name": axis}
+    config = tiny(epochs=1, model=model, batch={"name": "fixed", "size": 512})
+
+    def killed(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "_finish", killed)
+        with pytest.raises(Killed):
+            train.run(config, tmp_path, options)
+    events = tmp_path / "events.jsonl"
+    assert '"devices": 2' in events.read_text()
+    events.write_text(events.read_text().replace('"devices": 2', '"devices": 4'))
+    assert "warning" not in capsys.readouterr().err
+    train.run(config, tmp_path, options)
+    said = capsys.readouterr().err
+    assert "warning: this run was on 4 x cpu and goes on on 2 x cpu" in said
+    assert ("with model.axis_name=devices it is not" in said) == (axis is None)
+    resumed = records.read(tmp_path).events[2]
+    assert (resumed["event"], resumed["devices"]) == ("resume", 2)
+    assert resumed["warning"] in said
+
+
+def test_a_run_that_another_process_began_meanwhile_is_left_alone(tmp_path, monkeypatch):
+    options = train.Options("configs/tiny.py", "python -m lrlab.main")
+    other = tiny(epochs=1, lr=0.5)
+    monkeypatch.setattr(train.report, "write", lambda folder: folder / "report.html")
+    room_for = train._room_for
+
+    def meanwhile(recipe, folder):
+        monkeypatch.setattr(train, "_room_for", room_for)
+        train.run(other, folder, options)
+
+    monkeypatch.setattr(train, "_room_for", meanwhile)
+    with pytest.raises(ConfigError, match=r"lr: 0.5 there, 0.1 now"):
+        train.run(tiny(epochs=1), tmp_path / "run", options)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(train, "_room_for", meanwhile)
+    train.run(other, tmp_path / "run", options)  # or was ended meanwhile
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
 
 @pytest.mark.slow

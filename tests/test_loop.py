@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from conftest import tiny
 
-from lrlab import build, loop, records
+from lrlab import build, devices, epoch, loop, records, report
+from lrlab.batching import Regime
 from lrlab.checkpoint import Checkpoints
 from lrlab.train_step import RECORDED
 
@@ -58,8 +59,8 @@ def test_a_run_stopped_anywhere_and_resumed_is_the_run_not_stopped(tmp_path, mon
     spec = {"name": rule, "key": 0} if rule == "optax:noisy_sgd" else {"name": rule}
     config = tiny(optimizer=spec, lr=OPTIMIZERS[rule], schedule=PHASES)
     whole = outcome(start(tmp_path / "whole", config))
-    monkeypatch.setattr(loop, "STRETCH", 0.0)  # the least: stretches of 8 updates
-    for after in (1, 2, 3):  # mid-epoch, the epoch's edge with its row unwritten, the second epoch
+    monkeypatch.setattr(loop, "STRETCH", 0.0)  # the least: stretches of one update
+    for after in (4, 9, 13):  # mid-epoch, the epoch's edge with its row unwritten, the second epoch
         folder = tmp_path / str(after)
         start(folder, config, stop_after=after)
         assert_same(outcome(start(folder, config)), whole)
@@ -93,8 +94,6 @@ def test_the_recorded_rates_are_the_rates_used_to_the_bit(tmp_path):
     np.testing.assert_allclose(found["lr"], exact, rtol=1e-6)
     np.testing.assert_array_equal(found["update"], t)
     # And used: softmax regression by hand, in float64, with the recorded rates.
-    from lrlab import epoch
-
     data = recipe.read()
     x = (np.asarray(data.train.x, np.float64) - data.shift) * data.scale
     x, y = x.reshape(len(x), -1), data.train.y
@@ -128,8 +127,6 @@ def test_rows_add_up(tmp_path):
 
 def poisoned(config, bad):
     """The config's data with one example that is NaN, and the update that first meets it."""
-    from lrlab import epoch
-
     data = build.check(config).read()
     x = np.array(data.train.x, np.float32)
     x[bad] = np.nan
@@ -160,11 +157,96 @@ def test_skip_leaves_the_parameters_and_counts_the_update(tmp_path):
     run = start(tmp_path, config, dataset=data)
     record = records.read(tmp_path)
     assert [(r["event"], r["step"]) for r in record.happened] == [("skip", at)]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
     assert run.step == len(record.schedule["lr"]) == run.recipe.total
     assert np.isnan(record.schedule["loss"][at])
     assert np.isfinite(np.delete(record.schedule["loss"], at)).all()
     assert np.isfinite(record.rows[0]["train_loss"])
     np.testing.assert_array_equal(record.schedule["lr"], np.asarray(run.recipe.rates()))
+
+
+def spoilt(config, updates):
+    """The config's data with an example that is NaN in each of these updates of the first epoch."""
+    data, size = build.check(config).read(), config["batch"]["size"]
+    order = epoch.order(0, 0, len(data.train))
+    x = np.array(data.train.x, np.float32)
+    x[order[np.array(updates) * size]] = np.nan
+    return dataclasses.replace(data, train=dataclasses.replace(data.train, x=x))
+
+
+@pytest.mark.parametrize("stretch", [0.0, 1.0])
+def test_skip_gives_up_at_one_update_too_many_in_a_row_wherever_stretches_end(
+    tmp_path, monkeypatch, stretch
+):
+    monkeypatch.setattr(loop, "STRETCH", stretch)
+    config = tiny(nonfinite={"policy": "skip", "most": 2})
+    data = spoilt(config, [1, 2, 4, 5, 6, 7])  # two in a row are borne, the third is too many
+    digests = []
+    for _ in range(2):  # and a rerun stands where the first did
+        with pytest.raises(
+            loop.DivergedError, match=r"update 6 \(epoch 1\) .*, 2 updates in a row were skipped"
+        ):
+            start(tmp_path, config, dataset=data)
+        record = records.read(tmp_path)
+        happened = [(r["event"], r["step"]) for r in record.happened]
+        assert happened == [*[("skip", u) for u in (1, 2, 4, 5)], ("diverged", 6)]
+        assert record.schedule["update"].tolist() == list(range(6))
+        with Checkpoints(tmp_path / "checkpoints") as saves:
+            assert saves.steps()[-1] == 6
+            state, position = saves.restore(devices.on_host(build.check(config).shapes))
+        assert (position["skipped"], position["first"], position["rows"]) == (2, 6, 4)
+        assert all(np.isfinite(a).all() for a in jax.tree.leaves(state))
+        digests.append(records.digest(record.happened))
+    assert digests[0] == digests[1]
+
+
+def test_a_signal_between_a_skip_and_its_row_loses_no_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "STRETCH", 0.0)
+    config = tiny(epochs=1, nonfinite={"policy": "skip"})
+    data = spoilt(config, [2])
+    for after in (3, None):  # leaves at the stretch that skipped
+        start(tmp_path, config, stop_after=after, dataset=data)
+        happened = [(r["event"], r["step"]) for r in records.read(tmp_path).happened]
+        assert happened == [("skip", 2)]
+
+
+def test_an_epoch_without_a_good_update_has_null_for_its_means(tmp_path):
+    config = tiny(epochs=2, nonfinite={"policy": "skip", "most": 99})
+    data = spoilt(config, range(9))
+    start(tmp_path, config, dataset=data)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    refuse = lambda c: pytest.fail(f"{c} is not JSON")  # noqa: E731
+    rows = [json.loads(line, parse_constant=refuse) for line in lines]
+    first, _ = (r for r in rows if "event" not in r)
+    assert first["train_loss"] is None
+    assert first["train_accuracy"] is None
+    assert np.isfinite(first["val_loss"])
+    report.write(tmp_path)  # and a reader copes
+
+
+def halves(size):
+    """A regime whose batch is half as large from the third epoch on."""
+    return Regime(at=lambda e, losses: (size // (1 + (e >= 2)), 1.0), sizes=(size, size // 2))
+
+
+def test_a_rollback_to_an_earlier_epoch_has_that_epochs_batch_size(tmp_path):
+    config = tiny(
+        epochs=4,
+        batch={"name": "test_loop:halves", "size": 128},
+        nonfinite={"policy": "rollback", "factor": 0.5, "most": 1},
+        checkpoint={"minutes": 1e6},  # nothing is saved but what a roll-back begins with
+    )
+    data = build.check(tiny()).read()
+    x = np.array(data.train.x, np.float32)
+    met = [set(epoch.order(0, e, len(x))[:n].tolist()) for e, n in enumerate((1152, 1152, 1216))]
+    x[min(met[2] - met[0] - met[1])] = np.nan  # met in the third epoch, and not before
+    data = dataclasses.replace(data, train=dataclasses.replace(data.train, x=x))
+    with pytest.raises(loop.DivergedError, match="after 1 roll-backs"):
+        start(tmp_path, config, dataset=data)
+    schedule = records.read(tmp_path).schedule
+    assert len(schedule["epoch"]) > 18
+    np.testing.assert_array_equal(schedule["epoch"][:19], np.repeat([1, 2, 3], 9)[:19])
+    np.testing.assert_array_equal(schedule["batch_size"], np.where(schedule["epoch"] > 2, 64, 128))
 
 
 def test_rollback_goes_back_with_a_lower_rate_and_gives_up_after_so_many(tmp_path):
@@ -195,19 +277,6 @@ def test_rollback_cures_a_rate_that_is_too_high(tmp_path):
     assert record.rows[-1]["val_accuracy"] > 0.3
 
 
-def test_a_nan_metric_is_never_the_best(tmp_path):
-    from lrlab import metrics
-
-    rows = [
-        {"epoch": 1, "val_accuracy": 0.5, "val_loss": 1.0},
-        {"epoch": 2, "val_accuracy": 0.9, "val_loss": float("nan")},
-        {"epoch": 3, "val_accuracy": 0.5, "val_loss": 0.9},
-        {"epoch": 4, "val_accuracy": 0.5, "val_loss": 0.9},
-    ]
-    assert metrics.best(rows)["epoch"] == 3
-    assert metrics.best(rows[1:2]) is None
-
-
 def test_a_run_compiles_once_and_another_rate_compiles_nothing(tmp_path):
     counted = []
     listen = lambda name, *_, **__: counted.append(name) if "backend_compile" in name else None  # noqa: E731
@@ -228,6 +297,20 @@ def test_a_run_compiles_once_and_another_rate_compiles_nothing(tmp_path):
             assert counted
         finally:
             jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_the_pace_is_kept_so_an_epoch_that_fits_is_one_stretch_and_one_bare_call(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "STRETCH", 1e3)
+    recipe = build.check(tiny(epochs=4))
+    with records.locked(tmp_path) as writer, Checkpoints(tmp_path / "c") as saves:
+        run = loop.Run(recipe, recipe.read(), writer, saves)
+        run.compile(128)
+        # What a call needs beside the data is on the devices already, or goes along in NumPy.
+        monkeypatch.setattr(devices, "replicate", lambda tree: pytest.fail("a transfer of its own"))
+        counts = [(i.epoch, len(i.recorded)) for i in loop.fit(run) if isinstance(i, loop.Stretch)]
+    assert counts == [(0, 1), (0, 8), (1, 9), (2, 9), (3, 9)]
 
 
 def test_metrics_row_is_json_that_anything_reads(tmp_path):
@@ -288,7 +371,7 @@ def test_a_run_with_scheduled_values_resumes_exactly(tmp_path, monkeypatch):
     )
     whole = outcome(start(tmp_path / "whole", config))
     monkeypatch.setattr(loop, "STRETCH", 0.0)
-    start(tmp_path / "cut", config, stop_after=1)
+    start(tmp_path / "cut", config, stop_after=7)
     assert_same(outcome(start(tmp_path / "cut", config)), whole)
 
 
@@ -358,5 +441,5 @@ def test_a_plateau_lowers_the_rate_and_resumes_exactly(tmp_path, monkeypatch):
     np.testing.assert_allclose(rates, 0.5 * np.array(scales), rtol=1e-6)
     assert rates[-1] < 0.5
     monkeypatch.setattr(loop, "STRETCH", 0.0)
-    start(tmp_path / "cut", config, stop_after=9)
+    start(tmp_path / "cut", config, stop_after=40)
     assert_same(outcome(start(tmp_path / "cut", config)), whole)

@@ -1,6 +1,8 @@
 import json
 import subprocess
 import sys
+import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,105 @@ def test_rates_read_back_to_the_bit(tmp_path):
     np.testing.assert_array_equal(found["loss"], loss)
     np.testing.assert_array_equal(found["update"], np.arange(500))
     assert found["lr"].dtype == np.float32
+
+
+def test_a_long_table_is_read_in_little_more_memory_than_it_takes(tmp_path):
+    n = 100_000
+    writer = records.Writer(tmp_path)
+    writer.cut(0, 0)
+    lr = np.random.default_rng(0).random(n).astype(np.float32)
+    writer.updates(0, 1, 64, lr, lr)
+    tracemalloc.start()
+    found = records.read(tmp_path).schedule
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found["loss"], lr)
+    assert peak < 100 * n, "as strings it would be 600 bytes an update"
+
+
+def test_what_is_not_finite_is_null_in_every_file(tmp_path):
+    nan, inf = float("nan"), float("inf")
+    writer = records.Writer(tmp_path)
+    writer.cut(0, 0)
+    written = writer.row({"epoch": 1, "train_loss": nan, "best": {"val_loss": np.float32(inf)}})
+    assert written == {"epoch": 1, "train_loss": None, "best": {"val_loss": None}}
+    with (tmp_path / "metrics.jsonl").open("a") as f:
+        f.write('{"epoch": 2, "train_loss": NaN}\n')  # of an lrlab that wrote it so
+    writer.cut(2, 0)
+    writer.event("stop", seconds=nan)
+    records.write_json(tmp_path / "config.json", {"config": {"end": (inf, 1.0)}})
+    refuse = lambda c: pytest.fail(f"{c} is not JSON")  # noqa: E731
+    for name in "metrics.jsonl", "events.jsonl":
+        for line in (tmp_path / name).read_text().splitlines():
+            json.loads(line, parse_constant=refuse)
+    json.loads((tmp_path / "config.json").read_text(), parse_constant=refuse)
+    assert [r["train_loss"] for r in records.read(tmp_path).rows] == [None, None]
+    assert records.digest([{"x": nan}]) == records.digest([{"x": None}])
+
+
+def test_the_best_row_is_the_highest_accuracy_then_the_lowest_loss_and_never_nan():
+    rows = [
+        {"epoch": 1, "val_accuracy": 0.5, "val_loss": 1.0},
+        {"epoch": 2, "val_accuracy": 0.9, "val_loss": float("nan")},
+        {"epoch": 3, "val_accuracy": 0.9, "val_loss": None},
+        {"epoch": 4, "val_accuracy": 0.5, "val_loss": 0.9},
+        {"epoch": 5, "val_accuracy": 0.5, "val_loss": 0.9},
+    ]
+    assert records.best(rows) is rows[3]
+    assert records.best(rows[1:3]) is None
+
+
+def test_a_write_that_fails_leaves_the_old_text_and_nothing_else(tmp_path, monkeypatch):
+    records.write_text(tmp_path / "a.json", "old")
+
+    def full(path, text, **_):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        records.write_text(tmp_path / "a.json", "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == "old"
+
+
+def test_whoever_holds_the_lock_removes_what_killed_writes_left(tmp_path):
+    for name in ".config.json.123", ".metrics.jsonl.4", ".schedule.csv.5":
+        (tmp_path / name).touch()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".notes.txt.1").touch()
+    with records.locked(tmp_path):
+        assert sorted(p.name for p in tmp_path.iterdir()) == [".git", ".notes.txt.1", "lock"]
+
+
+def git(folder, *words):
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+    subprocess.run(["git", *who, *words], cwd=folder, check=True, capture_output=True)
+
+
+def test_the_commit_is_of_lrlabs_own_repository_or_of_the_current_folder(tmp_path, monkeypatch):
+    foreign, other = tmp_path / "foreign", tmp_path / "other"
+    package = foreign / "venv" / "site-packages" / "lrlab"
+    package.mkdir(parents=True)
+    other.mkdir()
+    for file in package / "records.py", foreign / "thesis.tex":
+        file.write_text("")
+    git(foreign, "init")
+    git(foreign, "add", "thesis.tex")
+    git(foreign, "commit", "-m", "a thesis")
+    monkeypatch.setattr(records, "__file__", str(package / "records.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    monkeypatch.chdir(other)
+    assert records._commit() == {}  # the thesis holds site-packages, and is not lrlab
+    monkeypatch.chdir(foreign)
+    found = records._commit()
+    assert (found["git_of"], found["git_dirty"]) == ("current directory", False)
+    git(foreign, "add", "venv")
+    git(foreign, "commit", "-m", "lrlab too")
+    monkeypatch.chdir(other)
+    assert records._commit()["git_of"] == "lrlab"
+    (package / "records.py").write_text("# changed")
+    assert records._commit()["git_dirty"]
 
 
 def test_cutting_keeps_the_first_rows_and_updates_and_heals_torn_lines(tmp_path):

@@ -169,8 +169,8 @@ def test_the_best_row_is_the_highest_accuracy_then_the_lowest_loss_and_never_nan
         {"epoch": 3, "val_accuracy": 0.99, "val_loss": float("nan")},
         {"epoch": 4, "val_accuracy": None, "val_loss": None},
     ]
-    assert plots.best_row(rows) is rows[0]
-    assert plots.best_row(rows[2:]) is None
+    assert records.best(rows) is rows[0]
+    assert records.best(rows[2:]) is None
 
 
 def test_a_hostile_name_stays_text(tmp_path):
@@ -272,6 +272,45 @@ def test_losses_that_are_not_finite_are_drawn_as_gaps(tmp_path):
     assert "rollback" in svg
     assert "skipped" in svg
     assert "nan" not in svg.lower()
+
+
+def add_columns(folder, **columns):
+    """Adds columns to schedule.csv: what was scheduled beside the rate."""
+    head, *lines = (folder / "schedule.csv").read_text().splitlines()
+    texts = zip(*columns.values(), strict=True)
+    lines = [",".join([line, *map(str, more)]) for line, more in zip(lines, texts, strict=True)]
+    head = ",".join([head, *columns])
+    (folder / "schedule.csv").write_text("\n".join([head, *lines]) + "\n")
+
+
+def test_each_value_scheduled_beside_the_rate_has_its_curve(tmp_path, finished):
+    folder, n = make_run(tmp_path / "run"), 5 * PER_EPOCH
+    columns = {
+        "b1": np.linspace(0.95, 0.85, n),
+        "weight_decay": np.geomspace(1e-1, 1e-4, n),
+        "effective_lr": np.linspace(0, 2, n),
+        "label_smoothing": np.full(n, 0.1),
+        "../escaped": np.arange(n),
+    }
+    add_columns(folder, **columns)
+    page = page_of(folder)
+    made = {p.stem for p in (folder / "plots").iterdir() if p.stem.startswith("scheduled")}
+    assert made == {"scheduled_b1", "scheduled_weight_decay", "scheduled_effective_lr"}
+    assert not list(tmp_path.rglob("*escaped*"))
+    for words in (
+        "What each update used for b1.",
+        "What each update used for weight_decay.",
+        "The rate that the update rule found by itself.",
+    ):
+        assert words in page.text
+    svg = (folder / "plots" / "scheduled_b1.svg").read_text()
+    for words in ">b1<", "first 0.95, largest 0.95, last 0.85", "optimizer updates", ">0.9<":
+        assert words in svg
+    assert ">0<" not in svg.partition("epoch 0")[0].partition("optimizer updates")[2]
+    c = plots.curves(records.read(folder))
+    for name in c.scheduled:
+        np.testing.assert_allclose(c.scheduled[name], columns[name], rtol=1e-6)
+    assert "What each update used" not in Page((finished / "report.html").read_text()).text
 
 
 def test_what_a_batch_size_does_is_drawn_only_where_it_changes(tmp_path, finished):

@@ -1,16 +1,15 @@
-"""What the data functions share: sizes of splits, fixed orders, standardisation, checks."""
+"""What the data functions share: sizes of splits, fixed orders, standardisation."""
 
 import math
 import numbers
 
 import numpy as np
 
-from lrlab.data import DataError
 
-
-def count(field: str, value: int | float, total: int) -> int:
-    """Examples that a count or a share of `total` asks for, at least one."""
-    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and 1 <= value < total:
+def count(field: str, value: int | float, total: int, least: int = 1) -> int:
+    """Examples that a count, from `least`, or a share of `total` asks for."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if whole and least <= value < total:
         return int(value)
     if (
         isinstance(value, numbers.Real)
@@ -19,14 +18,14 @@ def count(field: str, value: int | float, total: int) -> int:
     ):
         return max(1, round(float(value) * total))
     raise ValueError(
-        f"{field}={value!r} must be a number of examples, 1 to {total - 1:,}, "
+        f"{field}={value!r} must be a number of examples, {least} to {total - 1:,}, "
         f"or a share between 0 and 1, of {total:,}"
     )
 
 
 def split_sizes(total: int, validation: int | float, test: int | float) -> tuple[int, int, int]:
-    """(train, validation, test) of a set that comes in one piece."""
-    held = count("validation", validation, total), count("test", test, total)
+    """(train, validation, test) of a set that comes in one piece; validation may be 0."""
+    held = count("validation", validation, total, 0), count("test", test, total)
     if sum(held) >= total:
         raise ValueError(
             f"validation={validation!r} and test={test!r} leave no training example of {total:,}: "
@@ -71,20 +70,3 @@ def standard(count: int, sums: object, squares: object) -> tuple[np.ndarray, np.
     shift = [s / count for s in sums]
     scale = [1 / math.sqrt(v / count**2) if v else 1.0 for v in spread]  # a constant stays itself
     return np.array(shift, np.float32), np.array(scale, np.float32)
-
-
-def check(where: str, x: np.ndarray, y: np.ndarray, classes: int, first: int = 0) -> None:
-    """Refuses labels outside [0, classes) and NaN or infinite features; `first`: row of x[0]."""
-    bad = (y < 0) | (y >= classes)
-    if bad.any():
-        row = int(bad.argmax())
-        raise DataError(
-            f"{where}: label {y[row]} of record {first + row} is outside [0, {classes})"
-            f" ({int(bad.sum()):,} such records here); is the number of classes right?"
-        )
-    if x.dtype.kind == "f" and not (finite := np.isfinite(x)).all():
-        row, *feature = np.argwhere(~finite)[0].tolist()
-        raise DataError(
-            f"{where}: feature {feature} of record {first + row} is {x[(row, *feature)]}"
-            f" ({int((~finite).sum()):,} such values here); remove or fill them first"
-        )

@@ -10,7 +10,8 @@ from typing import IO
 import numpy as np
 
 from lrlab.data import DataError, Dataset, Source, Split
-from lrlab.data._splits import check, check_seed, split_sizes, standard, stratified
+from lrlab.data._checks import check
+from lrlab.data._splits import check_seed, split_sizes, standard, stratified
 
 _ROWS, _NUMERIC, _WILDERNESS, _SOIL, _CLASSES = 581_012, 10, 4, 40, 7
 _FEATURES = _NUMERIC + _WILDERNESS + _SOIL
@@ -49,7 +50,8 @@ def covertype(
     (all rows), then in `$LRLAB_DATA_DIR/covtype/*.npz`.
 
     Args:
-      validation, test: examples, or a share of the rows; every class in its share.
+      validation, test: examples, or a share of the rows; every class in its share. validation may
+        be 0.
       data_dir: folder that holds `covtype/`.
       download: lets scikit-learn fetch the 581,012 rows (11 MB) when the run starts.
       seed: chooses the split; the run's own seed does not.

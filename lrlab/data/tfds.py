@@ -33,7 +33,8 @@ from typing import Any
 import numpy as np
 
 from lrlab.data import DataError, Dataset, Source, Split
-from lrlab.data._splits import check, count, order, standard
+from lrlab.data._checks import check
+from lrlab.data._splits import count, order, standard
 from lrlab.values import near
 
 _NAME = re.compile(r"([a-z]\w*)(?:/(\w[\w.\-]*))?(?::(\d+\.\d+\.\d+))?", re.ASCII)
@@ -75,8 +76,8 @@ def images(
 
     Args:
       dataset: name[/config][:version] of TFDS; the newest version that is prepared, if not said.
-      validation: examples, or a share, of the training split, always the same ones; a set with a
-        "validation" split of its own uses that one, whole.
+      validation: examples, 0 too, or a share, of the training split, always the same ones; a set
+        with a "validation" split of its own uses that one, whole.
       test_split: the set's name of the test split; where "test" is absent, "validation" is used.
       data_dir: where prepared sets are; else `$LRLAB_DATA_DIR/tfds`, `$LRLAB_DATA_DIR`, and the
         folder that TFDS uses. CIFAR-10 may also be sheets of tiles, `cifar10/*.webp`.
@@ -99,7 +100,7 @@ def images(
         held = stored.sizes[own]
         notes += (f"validation: the {held:,} examples that the set has for it",)
     else:
-        held = count("validation", validation, total)
+        held = count("validation", validation, total, 0)
     sizes = (total if own else total - held), held, stored.sizes[testing]
     cache = Path(
         cache_dir or os.environ.get("LRLAB_CACHE_DIR") or "~/.cache/lrlab/data"

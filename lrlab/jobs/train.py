@@ -1,7 +1,9 @@
 """The job "train": one run, from a config to a trained model, its record and its report."""
 
+import atexit
 import contextlib
 import dataclasses
+import os
 import shutil
 import signal
 import sys
@@ -13,7 +15,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from lrlab import build, console, devices, epoch, loop, optimizers, records, report, values
+from lrlab import (
+    __version__,
+    build,
+    console,
+    devices,
+    epoch,
+    loop,
+    optimizers,
+    records,
+    report,
+    values,
+)
 from lrlab.build import Recipe
 from lrlab.checkpoint import Checkpoints
 from lrlab.resolve import ConfigError
@@ -36,11 +49,12 @@ class Options:
 
 
 class Stopped(Exception):  # noqa: N818 - no error: a run was asked to stop, and did
-    """A signal ended the run after a good save."""
+    """A signal ended the run, and nothing is lost."""
 
     def __init__(self, number: int, step: int):
         self.number, self.step = number, step
-        super().__init__(f"stopped by {signal.Signals(number).name} at update {step}, saved")
+        saved = "saved" if step else "with nothing to save yet"
+        super().__init__(f"stopped by {signal.Signals(number).name} at update {step}, {saved}")
 
 
 def run(config: Mapping[str, Any], workdir: Path | None, options: Options) -> None:
@@ -51,12 +65,8 @@ def run(config: Mapping[str, Any], workdir: Path | None, options: Options) -> No
     """
     recipe = build.check(config)
     folder = workdir or default_folder(recipe.config, options.source)
-    old = _same_config(folder, recipe.config)
-    if (found := records.read(folder)).final and not options.dry_run:
-        page = folder / "report.html"
-        if not page.exists():  # a kill came between the last row and the report
-            report.write(folder)
-        console.say(f"already finished: {folder}\n" + console.ending(found.final, folder, page))
+    _same_config(folder, recipe.config)
+    if not options.dry_run and _is_finished(folder):
         return
     console.say(_banner(recipe, folder, options))
     for warning in recipe.warnings:
@@ -66,14 +76,29 @@ def run(config: Mapping[str, Any], workdir: Path | None, options: Options) -> No
         return
     _room_for(recipe, folder)
     with records.locked(folder) as writer:
-        if not old:
-            _write_start(recipe, folder, options)
-        _train(recipe, folder, writer)
+        # Looked at once more: another process may have begun here, or finished, in between.
+        if not _same_config(folder, recipe.config):
+            _write_config(recipe, folder, options)
+        if not (folder / "environment.json").exists():
+            _write_environment(recipe, folder)
+        if not _is_finished(folder):
+            _train(recipe, folder, writer)
 
 
 def default_folder(config: Mapping[str, Any], source: str) -> Path:
     """runs/<config's name>-<hash of the resolved config>."""
     return Path("runs") / f"{Path(source).stem}-{records.config_hash(config)}"
+
+
+def _is_finished(folder: Path) -> bool:
+    """Whether the folder's run is over; if so, says what came of it."""
+    final = records.read(folder).final
+    if final:
+        page = folder / "report.html"
+        if not page.exists():  # a kill came between the last row and the report
+            report.write(folder)
+        console.say(f"already finished: {folder}\n" + console.ending(final, folder, page))
+    return final is not None
 
 
 def _same_config(folder: Path, config: dict[str, Any]) -> bool:
@@ -87,7 +112,9 @@ def _same_config(folder: Path, config: dict[str, Any]) -> bool:
         raise ConfigError([f"--workdir={folder} is a file; a run needs a folder"])
     stored = records.read_json(folder / "config.json").get("config")
     if stored is None:
-        others = [p.name for p in folder.iterdir() if p.name != "lock"] if folder.exists() else []
+        others = [p.name for p in folder.iterdir()] if folder.exists() else []
+        ours = {"lock", "environment.json", *(p.name for p in records.leftovers(folder))}
+        others = [name for name in others if name not in ours]
         if others:
             raise ConfigError(
                 [
@@ -121,13 +148,24 @@ def _room_for(recipe: Recipe, folder: Path) -> None:
     if need > (free := shutil.disk_usage(there).free):
         raise ConfigError(
             [
-                f"checkpoints need {need / 1e6:,.0f} MB and {there} has {free / 1e6:,.0f} MB free; "
+                f"checkpoints need {need / 1e6:,.2f} MB and {there} has {free / 1e6:,.2f} MB free; "
                 "lower checkpoint.keep"
             ]
         )
 
 
-def _write_start(recipe: Recipe, folder: Path, options: Options) -> None:
+def _write_config(recipe: Recipe, folder: Path, options: Options) -> None:
+    stored = {
+        "config": recipe.config,
+        "hash": records.config_hash(recipe.config),
+        "source": options.source,
+        "command": options.command,
+        "lrlab": __version__,
+    }
+    records.write_json(folder / "config.json", stored)
+
+
+def _write_environment(recipe: Recipe, folder: Path) -> None:
     source = recipe.source
     about = {
         **records.environment(),
@@ -136,19 +174,14 @@ def _write_start(recipe: Recipe, folder: Path, options: Options) -> None:
         "data": {"name": source.name, "sizes": source.sizes, "notes": source.notes},
     }
     records.write_json(folder / "environment.json", about)
-    stored = {
-        "config": recipe.config,
-        "hash": records.config_hash(recipe.config),
-        "source": options.source,
-        "command": options.command,
-        "lrlab": about["lrlab"],
-    }
-    records.write_json(folder / "config.json", stored)
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that fills with the signals that came; a third Ctrl-C ends the process at once."""
+    """A list that fills with the signals that came; a third Ctrl-C ends the process at once.
+
+    A signal that was ignored when the process began stays so: nohup asks for that.
+    """
     came: list[int] = []
 
     def note(number: int, _: Any) -> None:
@@ -156,7 +189,8 @@ def _signals() -> Iterator[list[int]]:
         if came.count(signal.SIGINT) >= 3:
             raise KeyboardInterrupt
 
-    numbers = signal.SIGINT, signal.SIGTERM
+    known = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
+    numbers = [n for n in known if signal.getsignal(n) != signal.SIG_IGN]
     before = [signal.signal(n, note) for n in numbers]
     try:
         yield came
@@ -171,33 +205,58 @@ def _train(recipe: Recipe, folder: Path, writer: records.Writer) -> None:
     with Checkpoints(folder / "checkpoints", keep) as saves, _signals() as came:
         run = loop.Run(recipe, dataset, writer, saves)
         resumed = run.resume()
-        for warning in saves.warnings:
+        moved = _moved(recipe, folder)
+        for warning in [*saves.warnings, *moved.values()]:
             print(f"warning: {warning}", file=sys.stderr)
         if resumed:
             console.say(f"resuming at update {run.step:,} of {recipe.total:,}")
-        writer.event("resume" if resumed else "start", step=run.step)
+        writer.event("resume" if resumed else "start", step=run.step, **_devices(), **moved)
         try:
-            _observe(run, folder, came)
+            with contextlib.closing(Events(folder, run.step)) as events:
+                _observe(run, events, came)
+                final = _finish(run, came)
+                events.row(final)
         except BaseException as e:
-            writer.event("stop", step=run.step, why=type(e).__name__)
-            if isinstance(e, Stopped | loop.DivergedError):
+            with contextlib.suppress(OSError):  # on a full disk `e` says more
+                writer.event("stop", step=run.step, why=type(e).__name__)
+            if isinstance(e, Stopped | loop.DivergedError) and run.step:
                 report.write(folder)
             raise
-        final = _finish(run)
         writer.event("end", step=run.step)
     console.say(console.ending(final, folder, report.write(folder)))
 
 
-def _observe(run: loop.Run, folder: Path, came: list[int]) -> None:
+def _devices() -> dict[str, Any]:
+    """What an event says about the devices."""
+    return {"devices": devices.count(), "device_kind": devices.describe()["device_kind"]}
+
+
+def _moved(recipe: Recipe, folder: Path) -> dict[str, str]:
+    """{"warning": ...} where the run goes on on other devices than it was on last."""
+    starts = [e for e in records.read_lines(folder / "events.jsonl") if "devices" in e]
+    now = _devices()
+    if not starts or (before := {key: starts[-1].get(key) for key in now}) == now:
+        return {}
+    was, is_now = (f"{e['devices']} x {e['device_kind']}" for e in (before, now))
+    text = f"this run was on {was} and goes on on {is_now}: numbers are the same to rounding only"
+    if recipe.shapes.stats and not recipe.config["model"].get("axis_name"):
+        text += (
+            "; and its BatchNorm, which normalises over each device's part of a batch, is another "
+            "on another number of devices (with model.axis_name=devices it is not)"
+        )
+    return {"warning": text}
+
+
+def _observe(run: loop.Run, events: Events, came: list[int]) -> None:
     """Trains to the end, showing what happens; ends it when a signal came."""
-    epochs, events = run.recipe.config["epochs"], Events(folder, run.step)
+    epochs = run.recipe.config["epochs"]
     accuracy = RECORDED.index("correct"), RECORDED.index("weight")
-    with contextlib.closing(events), console.Progress(epochs, run.position.epoch) as bar:
+    with console.Progress(epochs, run.position.epoch) as bar:
         for item in loop.fit(run):
             if isinstance(item, loop.Row):
                 events.row(item.row)
                 bar.event(item.row) if "event" in item.row else bar.epoch(item.row)
-            else:
+            elif isinstance(item, loop.Stretch):
                 last = item.recorded[-1]
                 bar.update(
                     item.epoch + 1,
@@ -207,13 +266,31 @@ def _observe(run: loop.Run, folder: Path, came: list[int]) -> None:
                     lr=float(last[RECORDED.index("lr")]),
                     examples_per_second=item.examples_per_second,
                 )
-            if came:
-                run.save()
-                raise Stopped(came[0], run.step)
+            _stop_if(came, run, item)
 
 
-def _finish(run: loop.Run) -> dict[str, Any]:
+def _stop_if(came: list[int], run: loop.Run, item: Any) -> None:
+    """Saves and leaves if a signal came."""
+    if not came:
+        return
+    if run.is_unsaved:
+        run.save()
+    if isinstance(item, loop.Waiting):  # XLA cannot be told to stop compiling, so nobody waits
+        atexit.register(_leave, 128 + came[0])
+    raise Stopped(came[0], run.step)
+
+
+def _leave(code: int) -> None:
+    """Ends the process with its threads."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _finish(run: loop.Run, came: list[int]) -> dict[str, Any]:
     """Tests the final state and writes the last row."""
+    for item in loop.patiently(lambda: run.evaluation("test")):
+        _stop_if(came, run, item)
     best = run.position.best or {}
     final = {
         "event": "final",
@@ -224,8 +301,7 @@ def _finish(run: loop.Run) -> dict[str, Any]:
         "state_sha256": run.digest(),
         "seconds": round(run.seconds(), 3),
     }
-    run.writer.row(final)
-    return final
+    return run.write(final).row
 
 
 def _banner(recipe: Recipe, folder: Path, options: Options) -> str:

@@ -23,6 +23,7 @@ CAPTIONS = {
     "accuracy": "Training is measured while weights change, validation at the end of the epoch.",
     "lr": "The rate that each update used.",
     "batch_size": "Examples that each update averaged over.",
+    "scheduled_effective_lr": "The rate that the update rule found by itself.",
     "speed": "Training alone, without evaluation; the first epoch is often slower.",
 }
 
@@ -50,9 +51,9 @@ def render(record: Record, svgs: Mapping[str, str]) -> str:
         verdict=_verdict(record, state),
         cards=_cards(record, c),
         plots="".join(
-            f"<figure>{_inline(svgs[name], name)}<figcaption>{caption}</figcaption></figure>"
-            for name, caption in CAPTIONS.items()
-            if name in svgs
+            f"<figure>{_inline(svg, name)}<figcaption>{_caption(name)}</figcaption></figure>"
+            for name, svg in svgs.items()
+            if name != "overview"
         ),
         schedule=_schedule(record, c),
         epochs=_epochs(record, c),
@@ -62,6 +63,11 @@ def render(record: Record, svgs: Mapping[str, str]) -> str:
         environment=_pairs(_flat(record.environment)),
         footer=_footer(record),
     )
+
+
+def _caption(figure: str) -> str:
+    name = figure.removeprefix("scheduled_")
+    return CAPTIONS.get(figure) or f"What each update used for {_escape(name)}."
 
 
 def _escape(value: Any) -> str:
@@ -164,7 +170,7 @@ def _best(record: Record) -> dict[str, Any] | None:
     if record.final and record.final.get("best_epoch") is not None:
         keys = "epoch", "step", "val_loss", "val_accuracy"
         return {key: record.final.get(f"best_{key}") for key in keys}
-    return plots.best_row(record.rows)
+    return records.best(record.rows)
 
 
 def _seconds(record: Record) -> float | None:

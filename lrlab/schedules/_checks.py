@@ -66,8 +66,7 @@ def whole(shape: str, what: str, value: Any, low: int = 1) -> Any:
         raise ValueError(f"{shape} needs whole updates for {what}, got {value!r}")
     if value < low:
         cause = ": is its phase under one update?" if what == "steps" else ""
-        unit = " update" if low == 1 and what != "steps" else ""
-        raise ValueError(f"{shape} needs {what} >= {low}{unit}, got {value}{cause}")
+        raise ValueError(f"{shape} needs {what} >= {low}, got {value}{cause}")
     if value > MAX:
         raise ValueError(f"{shape} needs {what} <= {MAX}, got {value}: the clock is an int32")
     return int(value)
@@ -76,28 +75,43 @@ def whole(shape: str, what: str, value: Any, low: int = 1) -> Any:
 def below(shape: str, what: str, value: Any, other: str, limit: Any) -> None:
     """Raises unless value < limit."""
     if not traced(value, limit) and not value < limit:
-        raise ValueError(f"{shape} needs {what} < {other}, got {what}={value}, {other}={limit}")
+        raise ValueError(f"{shape} needs {what} < {other}, got {what}={value!s}, {other}={limit!s}")
 
 
 def not_above(shape: str, what: str, value: Any, other: str, limit: Any) -> None:
     """Raises unless value <= limit."""
     if not traced(value, limit) and not value <= limit:
-        raise ValueError(f"{shape} needs {what} <= {other}, got {what}={value}, {other}={limit}")
+        raise ValueError(
+            f"{shape} needs {what} <= {other}, got {what}={value!s}, {other}={limit!s}"
+        )
 
 
-def increasing(shape: str, what: str, values: Sequence[Any], low: int, steps: Any) -> list[Any]:
-    """Updates in strictly increasing order, the first at least `low`, all before `steps`."""
-    found = [whole(shape, f"{what}[{i}]", v, low) for i, v in enumerate(values)]
+def several(shape: str, what: str, values: Any) -> Sequence[Any]:
+    """The values themselves, if there may be several of them."""
+    if isinstance(values, str) or not hasattr(values, "__len__"):
+        raise ValueError(f"{shape} needs a tuple for {what}, such as (1, 2), got {values!r}")
+    return values
+
+
+def each_at_least(shape: str, what: str, values: Any, low: float) -> list[Any]:
+    """Values as float32, each at least `low`."""
+    listed = enumerate(several(shape, what, values))
+    return [at_least(shape, f"{what}[{i}]", v, low) for i, v in listed]
+
+
+def increasing(shape: str, what: str, values: Any, low: int, high: Any) -> list[Any]:
+    """Updates in strictly increasing order, from `low` to `high` (None: wherever they end)."""
+    listed = enumerate(several(shape, what, values))
+    found = [whole(shape, f"{what}[{i}]", v, low) for i, v in listed]
     for i, (a, b) in enumerate(itertools.pairwise(found)):
         if not traced(a, b) and not a < b:
             raise ValueError(
                 f"{shape} needs increasing {what}, got {what}[{i}]={a} before {what}[{i + 1}]={b}"
             )
-    if steps is not None and found and not traced(found[-1], steps) and found[-1] >= steps:
-        last = len(found) - 1
+    if high is not None and found and not traced(found[-1], high) and found[-1] > high:
         raise ValueError(
-            f"{shape}: {what}[{last}]={found[-1]} is not before the end of its phase, {steps} "
-            "updates: epochs given where updates were meant, or the other way round?"
+            f"{shape} needs {what}[{len(found) - 1}] <= {high}, inside its phase, got {found[-1]}: "
+            "epochs given where updates were meant, or the other way round?"
         )
     return found
 

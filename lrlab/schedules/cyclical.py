@@ -169,6 +169,8 @@ def sgdr(
     Raises:
       ValueError: as `cosine_restarts`.
     """
+    _checks.whole("sgdr", "cycle_len", cycle_len)
+    _checks.at_least("sgdr", "cycle_mult", cycle_mult, 1)
     return cosine_restarts(cycle_len, cycle_mult, start, end, 1.0, cycles, dialect)
 
 
@@ -303,9 +305,8 @@ def one_cycle_momentum(
     name = "one_cycle_momentum"
     given = _checks.dialect(name, dialect, ("torch", "optax", "fastai"))
     low = _checks.at_least(name, "low", low, 0)
-    high = _checks.at_least(name, "high", high, 0)
+    high = _checks.fraction(name, "high", high)
     _checks.below(name, "low", low, "high", high)
-    _checks.below(name, "high", high, "one", 1)
     values = [high, low, high, high] if three_phase else [high, low, high]
     return _one_cycle(name, steps, pct_start, pct_final, anneal, three_phase, given, values)
 
@@ -421,6 +422,6 @@ def triangular_momentum(
     Raises:
       ValueError: as `triangular`; high >= 1.
     """
-    _checks.below("triangular_momentum", "high", high, "one", 1)
-    rise = triangular(low, up, down, high)
+    high = _checks.fraction("triangular_momentum", "high", high)
+    rise = _triangles("triangular_momentum", low, up, down, high, None)
     return lambda t: low + high - rise(t)

@@ -191,7 +191,8 @@ def multi_step(
     """
     factor = _checks.fraction("multi_step", "factor", factor)
     start = _checks.at_least("multi_step", "start", start, 0)
-    values = [start * factor**i for i in range(len(boundaries) + 1)]
+    several = _checks.several("multi_step", "boundaries", boundaries)
+    values = [start * factor**i for i in range(len(several) + 1)]
     return _held("multi_step", boundaries, values, steps, dialect)
 
 
@@ -215,7 +216,7 @@ def piecewise(
       ValueError: boundaries out of order, under 1 or not before `steps`; another number of values,
         a negative value.
     """
-    values = [_checks.at_least("piecewise", f"values[{i}]", v, 0) for i, v in enumerate(values)]
+    values = _checks.each_at_least("piecewise", "values", values, 0)
     return _held("piecewise", boundaries, values, steps, dialect)
 
 
@@ -223,7 +224,8 @@ def _held(
     name: str, boundaries: Sequence[Any], values: Sequence[Any], steps: Any, dialect: str | None
 ) -> optax.Schedule:
     given = _checks.dialect(name, dialect, ("torch", "keras", "optax", "tf1"))
-    found = _checks.increasing(name, "boundaries", boundaries, 1, steps)
+    last = None if steps is None else steps - 1
+    found = _checks.increasing(name, "boundaries", boundaries, 1, last)
     if len(values) != len(found) + 1:
         raise ValueError(
             f"{name} needs one value more than boundaries, got {len(values)} values for "
@@ -399,7 +401,7 @@ def table(
       ValueError: no value, a negative one, another number of updates, updates out of order or past
         the phase, more values than updates.
     """
-    found = [_checks.at_least("table", f"values[{i}]", v, 0) for i, v in enumerate(values)]
+    found = _checks.each_at_least("table", "values", values, 0)
     if not found:
         raise ValueError("table needs at least one value, got none")
     if at is None:
@@ -411,7 +413,7 @@ def table(
         if len(set(at)) < len(at):
             raise ValueError(f"table has {len(found)} values for {length} updates: more than fit")
     else:
-        at = _checks.increasing("table", "at", at, 0, None if steps is None else steps + 1)
+        at = _checks.increasing("table", "at", at, 0, steps)
     if len(at) != len(found):
         raise ValueError(f"table needs one update a value, got {len(at)} and {len(found)}")
     if not _checks.traced(at[0]) and at[0] != 0:
