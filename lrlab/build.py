@@ -136,9 +136,7 @@ def check(config: Mapping[str, Any]) -> Recipe:
     regime = problems.attempt(lambda: _made(full, "batch", batching.Regime))
     model = problems.attempt(lambda: _model(full["model"], source))
     per_epoch = problems.attempt(lambda: _per_epoch(source, regime)) if source and regime else None
-    total = (
-        int(full["epochs"]) * per_epoch if per_epoch and not fields.is_bad(full, "epochs") else None
-    )
+    total = problems.attempt(lambda: _total(full, per_epoch)) if per_epoch else None
     clock = planning.Clock(total, per_epoch, regime.sizes[0] if regime else None)
     scheduled = problems.attempt(lambda: planning.scheduled(full, clock))
     make_tx = problems.attempt(lambda: _optimizer(full, scheduled or {}))
@@ -315,6 +313,18 @@ def _per_epoch(source: Source, regime: batching.Regime) -> int:
     if problems:
         raise ConfigError(problems)
     return batching.updates_per_epoch(examples, regime.sizes[0])
+
+
+def _total(full: Mapping[str, Any], per_epoch: int) -> int | None:
+    """Updates of the run; None where `epochs` is none."""
+    if fields.is_bad(full, "epochs"):
+        return None
+    total, most = full["epochs"] * per_epoch, 2**31 - 1
+    if total > most:
+        raise ConfigError(
+            [f"epochs={full['epochs']} are {total:,} updates; the clock counts to {most:,}"]
+        )
+    return total
 
 
 def _state(model: Any, make_tx: MakeTx, source: Source) -> State:

@@ -117,6 +117,7 @@ BAD = [
     ("B23", {"model": {**MLP, "widht": 3}}, ["model.widht=3", "'widths'"]),
     ("B24", {"epochs": 0}, ["epochs=0", "[1, inf)"]),
     ("B24", {"epochs": -3}, ["epochs=-3"]),
+    ("B24", {"epochs": 2**40}, ["epochs=1099511627776 are", "counts to 2,147,483,647"]),
     ("B24", {"epochs": None}, ["epochs is missing"]),
     ("B24", {"total_steps": 100}, ["total_steps", "epochs"]),
     ("B25", {"batch": {"name": "fixed", "size": 5000}}, ["batch.size=5000", "training examples"]),

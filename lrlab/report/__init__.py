@@ -41,28 +41,47 @@ def render(record: Record, svgs: Mapping[str, str]) -> str:
     """The page: a function of the record and the figures of `plots.save_all`."""
     c = plots.curves(record)
     state = "finished" if record.final else "unfinished" if c.diverged is None else "diverged"
+    captions = {name: _caption(name) for name in svgs if name != "overview"}
+    sections = {
+        "Curves": figures(svgs, captions),
+        "Schedule": _schedule(record, c),
+        "Epochs": _epochs(record, c),
+        "What happened": _events(record),
+    }
+    return page(record, state, _verdict(record, state), _cards(record, c), sections)
+
+
+def page(record: Record, state: str, verdict: str, cards: str, sections: Mapping[str, str]) -> str:
+    """A page of sections, by title, with what every page ends with; all but titles is HTML."""
     template = Template(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
+    shown = {**sections, "How to reproduce": _reproduce(record, state)}
+    body = "".join(f"<h2>{_escape(title)}</h2>\n{part}\n" for title, part in shown.items())
+    ends = {
+        "Config": pairs(_flat(_config(record))),
+        "Environment": pairs(_flat(record.environment)),
+    }
+    two = "".join(f"<section>\n<h2>{t}</h2>\n{p}\n</section>\n" for t, p in ends.items())
     return template.substitute(
         name=_escape(record.folder.resolve().name),
         state=state,
         light=_variables(plots.LIGHT),
         dark=_variables(plots.DARK),
         origin=_origin(record),
-        verdict=_verdict(record, state),
-        cards=_cards(record, c),
-        plots="".join(
-            f"<figure>{_inline(svg, name)}<figcaption>{_caption(name)}</figcaption></figure>"
-            for name, svg in svgs.items()
-            if name != "overview"
-        ),
-        schedule=_schedule(record, c),
-        epochs=_epochs(record, c),
-        events=_events(record),
-        reproduce=_reproduce(record, state),
-        config=_pairs(_flat(_config(record))),
-        environment=_pairs(_flat(record.environment)),
+        verdict=verdict,
+        cards=cards,
+        body=f'{body}\n<div class="two">\n{two}</div>',
         footer=_footer(record),
     )
+
+
+def figures(svgs: Mapping[str, str], captions: Mapping[str, str]) -> str:
+    """Figures with captions, which are HTML."""
+    parts = [
+        f"<figure>{_inline(svgs[name], name)}<figcaption>{caption}</figcaption></figure>"
+        for name, caption in captions.items()
+        if name in svgs
+    ]
+    return f'<div class="plots">{"".join(parts)}</div>'
 
 
 def _caption(figure: str) -> str:
@@ -99,7 +118,7 @@ def _flat(value: Any, key: str = "") -> dict[str, Any]:
     return flat or ({key: value} if key else {})
 
 
-def _table(
+def table(
     head: Sequence[str], rows: Iterable[Sequence[Any]], kind: str = "", best: int | None = None
 ) -> str:
     """A table in a box that scrolls; every cell is escaped, the first of a row names it."""
@@ -114,8 +133,9 @@ def _table(
     return f'<div class="box" tabindex="0"><table class="{kind}">{header}{body}</table></div>'
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
-    return _table((), ((key, _plain(value)) for key, value in sorted(values.items())), "pairs")
+def pairs(values: Mapping[str, Any]) -> str:
+    """A table of names and values."""
+    return table((), ((key, _plain(value)) for key, value in sorted(values.items())), "pairs")
 
 
 def _config(record: Record) -> dict[str, Any]:
@@ -232,6 +252,11 @@ def _cards(record: Record, c: plots.Curves) -> str:
     if data := env.get("data"):
         sizes = data.get("sizes") or [None]
         cards.append(("Training examples", count(sizes[0]), str(data.get("name", ""))))
+    return card_list(cards)
+
+
+def card_list(cards: Iterable[tuple[str, str, str]]) -> str:
+    """Key numbers: (name, value, note)."""
     return "".join(
         f'<div><dt>{_escape(name)}</dt><dd class="value">{_escape(value)}</dd>'
         f'<dd class="note">{_escape(note)}</dd></div>'
@@ -266,7 +291,7 @@ def _schedule(record: Record, c: plots.Curves) -> str:
         [i, phase.get("name", ""), *(_plain(phase[k]) if k in phase else "" for k in keys)]
         for i, phase in enumerate(phases, 1)
     ]
-    return text + _table(("phase", "shape", *keys), rows)
+    return text + table(("phase", "shape", *keys), rows)
 
 
 def _epochs(record: Record, c: plots.Curves) -> str:
@@ -285,10 +310,10 @@ def _epochs(record: Record, c: plots.Curves) -> str:
     rows = [[write(row.get(key)) for key, write in columns.values()] for row in record.rows]
     if not rows:
         return "<p class='soft'>No epoch is done yet.</p>"
-    table = _table(list(columns), rows, "numbers", c.best)
+    shown = table(list(columns), rows, "numbers", c.best)
     if len(rows) <= OPEN_EPOCHS:
-        return table
-    return f"<details><summary>All {count(len(rows))} epochs</summary>{table}</details>"
+        return shown
+    return f"<details><summary>All {count(len(rows))} epochs</summary>{shown}</details>"
 
 
 def _events(record: Record) -> str:
@@ -308,7 +333,7 @@ def _events(record: Record) -> str:
     if (more := len(shown) - MOST_EVENTS) > 0:
         half = MOST_EVENTS // 2
         shown[half:-half] = [("…", f"{count(more)} more", "", "in metrics.jsonl and events.jsonl")]
-    return _table(("update", "event", "time", "details"), shown)
+    return table(("update", "event", "time", "details"), shown)
 
 
 def _reproduce(record: Record, state: str) -> str:
@@ -342,5 +367,5 @@ def _footer(record: Record) -> str:
     stored = record.config.get("hash", "unknown")
     return _escape(
         f"Made by lrlab from the records in the run's folder; config hash {stored}. "
-        "Figures are in plots/ as PNG and SVG, numbers in metrics.jsonl and schedule.csv."
+        "Figures are in plots/ as PNG and SVG, numbers in the files beside this page."
     )
