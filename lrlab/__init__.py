@@ -1,16 +1,18 @@
 """lrlab: a laboratory for learning rates on JAX and Optax.
 
-`lrlab.plot_schedule` draws a schedule; everything else is in the modules.
+`lrlab.plot_schedule` draws a schedule, `lrlab.range_test` finds a rate for a loss of yours; all
+else is in the modules.
 """
 
 import importlib
 from typing import Any
 
 __version__ = "0.1.0"
+_HOMES = {"plot_schedule": "lrlab.preview", "range_test": "lrlab.analysis.ramp"}
 
 
 def __getattr__(name: str) -> Any:
-    """`plot_schedule`, when it is first asked for: it imports JAX, and `import lrlab` does not."""
-    if name == "plot_schedule":
-        return importlib.import_module("lrlab.preview").plot_schedule
+    """What is asked for, when it is: it imports JAX, and `import lrlab` does not."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -112,9 +112,11 @@ class Recipe:
         return jax.jit(lambda t: jnp.float32(self.config["lr"]) * shape(t))(jnp.arange(self.total))
 
 
-def check(config: Mapping[str, Any]) -> Recipe:
+def check(config: Mapping[str, Any], parts: int | None = None) -> Recipe:
     """Builds a recipe.
 
+    Args:
+      parts: devices that share a batch; by default all.
     Raises:
       ConfigError: every problem that the config has.
       DataError: the data set is not there, and all else is well.
@@ -135,7 +137,11 @@ def check(config: Mapping[str, Any]) -> Recipe:
         absent = e
     regime = problems.attempt(lambda: _made(full, "batch", batching.Regime))
     model = problems.attempt(lambda: _model(full["model"], source))
-    per_epoch = problems.attempt(lambda: _per_epoch(source, regime)) if source and regime else None
+    per_epoch = (
+        problems.attempt(lambda: _per_epoch(source, regime, parts or devices.count()))
+        if source and regime
+        else None
+    )
     total = problems.attempt(lambda: _total(full, per_epoch)) if per_epoch else None
     clock = planning.Clock(total, per_epoch, regime.sizes[0] if regime else None)
     scheduled = problems.attempt(lambda: planning.scheduled(full, clock))
@@ -295,9 +301,9 @@ def _optimizer(
     return make_tx
 
 
-def _per_epoch(source: Source, regime: batching.Regime) -> int:
+def _per_epoch(source: Source, regime: batching.Regime, found: int) -> int:
     """Updates of an epoch at the first size; problems of every size."""
-    problems, found, examples = [], devices.count(), source.sizes[0]
+    problems, examples = [], source.sizes[0]
     for size in regime.sizes:
         if size > examples:
             problems.append(
@@ -308,8 +314,11 @@ def _per_epoch(source: Source, regime: batching.Regime) -> int:
             near = batching.nearest(size, found * regime.micro)
             problems.append(f"batch.size={size} is not divisible by {found} devices{parts}; {near}")
     for name, size in zip(("training", "validation", "test"), source.sizes, strict=True):
-        if size < 1:
-            problems.append(f"{source.name} has no {name} examples; which split or size was meant?")
+        if size < 1 and (name != "validation" or regime.reads_losses):
+            why = "the batch regime reads their loss" if name == "validation" else "none to use"
+            problems.append(
+                f"{source.name} has no {name} examples: {why}; set data.{name} or another split"
+            )
     if problems:
         raise ConfigError(problems)
     return batching.updates_per_epoch(examples, regime.sizes[0])

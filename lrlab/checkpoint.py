@@ -164,6 +164,15 @@ class Checkpoints:
             return restored["state"], restored["position"]
         return None
 
+    def position(self) -> dict[str, Any] | None:
+        """The position of the newest whole checkpoint alone, or None if there is none."""
+        for step in reversed(self.steps()):
+            if self._damage(step) is None:
+                args, saver = self._orbax
+                wanted = args.Composite(position=args.JsonRestore())
+                return saver.restore(self._place(step), args=wanted)["position"]
+        return None
+
     def _compare(self, step: int, wanted: Mapping[str, str]) -> None:
         """Refuses a step of another tree: Orbax would cut or pad its arrays to fit."""
         found = self._read(step)["arrays"]

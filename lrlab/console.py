@@ -17,7 +17,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-BANNER_LINES = 20
+BANNER_LINES = 15
 MOST_PHASES = 5  # of a schedule that a curve lists, a line each
 BLOCKS = "▁▂▃▄▅▆▇█"
 ASCII_BLOCKS = ".,:-=+*#"

@@ -30,6 +30,8 @@ DEFAULTS: dict[str, Any] = {
     "nonfinite": {"policy": "stop", "factor": 0.5, "most": 3},
     "checkpoint": {"keep": 2, "minutes": 0.5},
     "job": {"name": "train"},
+    "sweep": None,
+    "range_test": None,
 }
 SCHEDULABLE = (
     "clip_norm",

@@ -109,6 +109,11 @@ class Run:
         """Updates done."""
         return int(self.state.step)
 
+    @property
+    def validates(self) -> bool:
+        """Whether there are validation examples; without, no epoch is the best."""
+        return self.recipe.source.sizes[1] > 0
+
     def resume(self) -> bool:
         """Goes back to the newest whole checkpoint; False if there is none."""
         found = self.saves.restore(devices.on_host(self.recipe.shapes))
@@ -145,12 +150,13 @@ class Run:
 
     def is_compiled(self, size: int) -> bool:
         """Whether an epoch at this batch size can begin at once."""
-        return size in self._training and "validation" in self._evaluations
+        return size in self._training and (not self.validates or "validation" in self._evaluations)
 
     def compile(self, size: int) -> None:
         """Compiles what an epoch at this batch size needs."""
         self.training(size)
-        self.evaluation("validation")
+        if self.validates:
+            self.evaluation("validation")
 
     def evaluation(self, split: str) -> epoch.Evaluation:
         """The compiled evaluation of the split "validation" or "test", made when first wanted."""
@@ -197,11 +203,11 @@ class Run:
             "lr": at.lr,
             "batch_size": size,
             **{f"train_{k}": v for k, v in metrics.Mean.of(at.mean).means().items()},
-            **self.evaluate("validation"),
+            **(self.evaluate("validation") if self.validates else {}),
             "seconds": round(self.seconds(), 3),
             "examples_per_second": round(at.first * size / seconds) if seconds else None,
         }
-        at.losses.append(row["val_loss"])
+        at.losses += [row["val_loss"]] if self.validates else []
         at.epoch, at.first, at.mean, at.epoch_seconds = at.epoch + 1, 0, metrics.Mean().state(), 0.0
         written = self.write(row)
         if records.best([r for r in (at.best, written.row) if r]) is written.row:

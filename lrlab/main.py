@@ -12,7 +12,7 @@
   --help, --version
 
 Exit codes: 0 done; 2 usage or config; 3 diverged; 4 data; 5 runtime, checkpoint or resource;
-75 another process writes this run; 130 Ctrl-C, 143 SIGTERM, both after a good save.
+75 another process writes this run; 129 SIGHUP, 130 Ctrl-C, 143 SIGTERM, all after a good save.
 """
 
 import contextlib
@@ -189,6 +189,18 @@ def _prepare_process() -> None:
         os.environ.setdefault("PJRT_NPROC", "16")
 
 
+def _device_a_core() -> None:
+    """On a CPU, makes every core a device, unless the user says how many there shall be.
+
+    Lanes share nothing, so a core each is their fastest layout; a single run is better off with all
+    cores as one device.
+    """
+    said = os.environ.get("XLA_FLAGS", "")
+    if "xla_force_host_platform_device_count" not in said:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        os.environ["XLA_FLAGS"] = f"{said} --xla_force_host_platform_device_count={cores}".strip()
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs a command line; returns its exit code."""
     try:
@@ -251,10 +263,12 @@ def _job(config: Mapping[str, Any]) -> Callable[..., None]:
 
 def _run(parsed: flags.FlagValues, changes: list[tuple[str, str]], argv: Sequence[str]) -> int:
     config = _configured(parsed.config, changes)
+    if isinstance(config["job"], dict) and config["job"].get("name") in ("sweep", "range_test"):
+        _device_a_core()
 
     from lrlab import build, devices
     from lrlab.data import DataError
-    from lrlab.jobs.train import Options, Stopped
+    from lrlab.jobs._start import Options, Stopped
     from lrlab.loop import DivergedError
     from lrlab.records import LockedError
 
@@ -263,6 +277,7 @@ def _run(parsed: flags.FlagValues, changes: list[tuple[str, str]], argv: Sequenc
     workdir = _path("workdir", parsed.workdir) if parsed.workdir else None
     try:
         devices.use_cache()
+        devices.keep_memory()
         run = _job(config)
         if parsed.overwrite:
             build.check(config)  # a run is not deleted for one that cannot begin
@@ -301,7 +316,7 @@ def _run(parsed: flags.FlagValues, changes: list[tuple[str, str]], argv: Sequenc
 def _keep(e: Exception, config: dict[str, Any], workdir: Path | None, source: str) -> str:
     """Writes a traceback into the run's folder, or prints it where there is none."""
     from lrlab import build, records
-    from lrlab.jobs.train import default_folder
+    from lrlab.jobs._start import default_folder
 
     text = "".join(traceback.format_exception(e))
     with contextlib.suppress(Exception):  # whatever went wrong may go wrong here too
@@ -325,7 +340,8 @@ def _delete(workdir: Path | None, dry_run: bool) -> None:
     if not {"config", "hash", "lrlab"} <= stored.keys():
         raise ConfigError([f"--overwrite: {workdir} holds no run of lrlab, so it is not deleted"])
     with records.locked(workdir):
-        for path in workdir.iterdir():
+        # config.json goes last: what a kill leaves is still a run, which may be deleted.
+        for path in sorted(workdir.iterdir(), key=lambda p: p.name == "config.json"):
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 

@@ -171,7 +171,7 @@ def wants_log(values: np.ndarray) -> bool:
 
 
 @contextlib.contextmanager
-def _style(theme: Theme) -> Iterator[None]:
+def style(theme: Theme) -> Iterator[None]:
     """Matplotlib as it is shipped, whatever the user's matplotlibrc says, and our colours."""
     import matplotlib
 
@@ -208,7 +208,7 @@ def _style(theme: Theme) -> Iterator[None]:
         yield
 
 
-def _panels(theme: Theme, rows: int = 1, columns: int = 1) -> tuple["Figure", list["Axes"]]:
+def panels(theme: Theme, rows: int = 1, columns: int = 1) -> tuple["Figure", list["Axes"]]:
     """A figure of equal panels, filled row by row."""
     from matplotlib.figure import Figure
 
@@ -502,8 +502,8 @@ def _draw_speed(ax: "Axes", c: Curves, theme: Theme) -> None:
 
 
 def _one(draw: Any, c: Curves, theme: Theme) -> "Figure":
-    with _style(theme):
-        figure, (ax,) = _panels(theme)
+    with style(theme):
+        figure, (ax,) = panels(theme)
         draw(ax, c, theme)
     return figure
 
@@ -525,8 +525,8 @@ def lr(c: Curves, theme: Theme = LIGHT) -> "Figure":
 
 def scheduled(c: Curves, name: str, theme: Theme = LIGHT) -> "Figure":
     """The value beside the rate, such as weight_decay, that each update used."""
-    with _style(theme):
-        figure, (ax,) = _panels(theme)
+    with style(theme):
+        figure, (ax,) = panels(theme)
         _draw_value(ax, c, theme, c.scheduled[name], name, from_zero=False)
     return figure
 
@@ -564,8 +564,8 @@ def schedule(
             none,
         ),
     )
-    with _style(theme):
-        figure, (ax,) = _panels(theme)
+    with style(theme):
+        figure, (ax,) = panels(theme)
         _draw_lr(ax, c, theme)
         _draw_joins(ax, phases, theme)
     return figure
@@ -583,8 +583,8 @@ def speed(c: Curves, theme: Theme = LIGHT) -> "Figure":
 
 def overview(c: Curves, theme: Theme = LIGHT) -> "Figure":
     """Loss, accuracy, rate, and batch size, or training speed where the batch is fixed."""
-    with _style(theme):
-        figure, axes = _panels(theme, 2, 2)
+    with style(theme):
+        figure, axes = panels(theme, 2, 2)
         fourth = _draw_batch_size if batch_varies(c) else _draw_speed
         for draw, ax in zip((_draw_loss, _draw_accuracy, _draw_lr, fourth), axes, strict=True):
             draw(ax, c, theme)
@@ -605,7 +605,7 @@ def write(figure: "Figure", path: Path, theme: Theme = LIGHT) -> None:
     if path.suffix not in (".png", ".svg"):
         raise ValueError(f"path={str(path)!r} must end in .png or .svg")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _style(theme):
+    with style(theme):
         if path.suffix == ".png":
             figure.savefig(path, dpi=200, metadata={"Software": None})
             return

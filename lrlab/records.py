@@ -107,9 +107,17 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_text(path, _json(value, indent=1, sort_keys=True) + "\n")
 
 
+def line(row: Mapping[str, Any]) -> str:
+    """A row of a JSON-lines file."""
+    return _json(row) + "\n"
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file, or {} where there is no file."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as e:
+        raise ValueError(f"{path} is not JSON: {e}") from e
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -147,6 +155,23 @@ def best(rows: Iterable[Mapping[str, Any]]) -> Any:
     keys = "val_loss", "val_accuracy"
     known = [r for r in rows if all(r.get(k) is not None and math.isfinite(r[k]) for k in keys)]
     return min(known, key=lambda r: (-r["val_accuracy"], r["val_loss"], r["epoch"]), default=None)
+
+
+def trials(folder: Path) -> list[dict[str, Any]]:
+    """The trials of a sweep that are over, by number: a flat row each, without its curve.
+
+    What varies between trials is a number, or the text that names it.
+    """
+    rows = sorted(read_lines(folder / "trials.jsonl"), key=lambda row: row["trial"])
+    hidden = "trial", "point", "shown", "curve"
+    return [
+        {
+            "trial": row["trial"],
+            **row["shown"],
+            **{k: v for k, v in row.items() if k not in hidden},
+        }
+        for row in rows
+    ]
 
 
 def _read_schedule(path: Path) -> dict[str, np.ndarray]:

@@ -9,14 +9,17 @@ from conftest import ROOT
 FLOORS = (
     {"values", "metrics", "records", "tensorboard"},
     {"resolve", "fields"},
-    {"data", "models", "schedules", "optimizers", "batching", "checkpoint", "devices"},
-    {"train_step", "planning"},
+    {
+        *("data", "models", "schedules", "optimizers", "batching", "checkpoint", "devices"),
+        *("points", "analysis"),
+    },
+    {"train_step", "planning", "trials"},
     {"epoch", "build"},
-    {"loop"},
+    {"loop", "lanes"},
     {"jobs", "preview"},
     {"main"},
 )
-ASIDE = {"report", "plots", "console"}  # records -> what people see
+ASIDE = {"report", "plots", "charts", "console"}  # records -> what people see
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 FILES = sorted((ROOT / "lrlab").rglob("*.py"))
 

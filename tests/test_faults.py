@@ -19,7 +19,7 @@ from conftest import ROOT, tiny
 
 from lrlab import records
 from lrlab.checkpoint import Checkpoints
-from lrlab.jobs import train
+from lrlab.jobs import _start, train
 from lrlab.resolve import ConfigError
 
 README = (ROOT / "README.md").read_text()
@@ -169,7 +169,7 @@ def test_a_signal_while_it_compiles_ends_it_at_once(tmp_path, number, code):
 def test_a_hangup_that_was_ignored_before_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with train._signals() as came:
+        with _start.signals() as came:
             os.kill(os.getpid(), signal.SIGHUP)
             os.kill(os.getpid(), signal.SIGTERM)
             assert came == [signal.SIGTERM]

@@ -2,59 +2,26 @@
 
 import atexit
 import contextlib
-import dataclasses
 import os
 import shutil
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from lrlab import (
-    __version__,
-    build,
-    console,
-    devices,
-    epoch,
-    loop,
-    optimizers,
-    records,
-    report,
-    values,
-)
+from lrlab import build, console, devices, epoch, loop, optimizers, records, report
 from lrlab.build import Recipe
 from lrlab.checkpoint import Checkpoints
+from lrlab.jobs._start import Options, Stopped, claim, default_folder, same_config, signals
 from lrlab.resolve import ConfigError
 from lrlab.tensorboard import Events
 from lrlab.train_step import RECORDED
 
 __all__ = ["run"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What the command line says beside the config.
-
-    source: the config's file, as typed. command: the whole command, for records and for resuming.
-    """
-
-    source: str
-    command: str
-    dry_run: bool = False
-
-
-class Stopped(Exception):  # noqa: N818 - no error: a run was asked to stop, and did
-    """A signal ended the run, and nothing is lost."""
-
-    def __init__(self, number: int, step: int):
-        self.number, self.step = number, step
-        saved = "saved" if step else "with nothing to save yet"
-        super().__init__(f"stopped by {signal.Signals(number).name} at update {step}, {saved}")
 
 
 def run(config: Mapping[str, Any], workdir: Path | None, options: Options) -> None:
@@ -65,7 +32,7 @@ def run(config: Mapping[str, Any], workdir: Path | None, options: Options) -> No
     """
     recipe = build.check(config)
     folder = workdir or default_folder(recipe.config, options.source)
-    _same_config(folder, recipe.config)
+    same_config(folder, recipe.config)
     if not options.dry_run and _is_finished(folder):
         return
     console.say(_banner(recipe, folder, options))
@@ -76,18 +43,9 @@ def run(config: Mapping[str, Any], workdir: Path | None, options: Options) -> No
         return
     _room_for(recipe, folder)
     with records.locked(folder) as writer:
-        # Looked at once more: another process may have begun here, or finished, in between.
-        if not _same_config(folder, recipe.config):
-            _write_config(recipe, folder, options)
-        if not (folder / "environment.json").exists():
-            _write_environment(recipe, folder)
-        if not _is_finished(folder):
+        claim(folder, recipe.config, recipe, options)
+        if not _is_finished(folder):  # looked at once more, as the folder is
             _train(recipe, folder, writer)
-
-
-def default_folder(config: Mapping[str, Any], source: str) -> Path:
-    """runs/<config's name>-<hash of the resolved config>."""
-    return Path("runs") / f"{Path(source).stem}-{records.config_hash(config)}"
 
 
 def _is_finished(folder: Path) -> bool:
@@ -99,45 +57,6 @@ def _is_finished(folder: Path) -> bool:
             report.write(folder)
         console.say(f"already finished: {folder}\n" + console.ending(final, folder, page))
     return final is not None
-
-
-def _same_config(folder: Path, config: dict[str, Any]) -> bool:
-    """Whether the folder holds a run of this config; False if it holds none.
-
-    Raises:
-      ConfigError: it holds a run of another config (the message has the difference), or other
-      files.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError([f"--workdir={folder} is a file; a run needs a folder"])
-    stored = records.read_json(folder / "config.json").get("config")
-    if stored is None:
-        others = [p.name for p in folder.iterdir()] if folder.exists() else []
-        ours = {"lock", "environment.json", *(p.name for p in records.leftovers(folder))}
-        others = [name for name in others if name not in ours]
-        if others:
-            raise ConfigError(
-                [
-                    f"--workdir={folder} holds files but no run ({', '.join(sorted(others)[:5])}); "
-                    "choose another"
-                ]
-            )
-        return False
-    if records.canonical(stored) == records.canonical(config):
-        return True
-    before, after = values.flat(stored), values.flat(config)
-    lines = [
-        f"  {key}: {before.get(key, 'absent')!r} there, {after.get(key, 'absent')!r} now"
-        for key in sorted(before.keys() | after.keys())
-        if records.canonical(before.get(key)) != records.canonical(after.get(key))
-    ]
-    raise ConfigError(
-        [
-            f"--workdir={folder} holds a run of another config:\n" + "\n".join(lines) + "\n"
-            "  choose another --workdir (or none, for a folder of its own), or --overwrite to "
-            "delete that run"
-        ]
-    )
 
 
 def _room_for(recipe: Recipe, folder: Path) -> None:
@@ -154,55 +73,10 @@ def _room_for(recipe: Recipe, folder: Path) -> None:
         )
 
 
-def _write_config(recipe: Recipe, folder: Path, options: Options) -> None:
-    stored = {
-        "config": recipe.config,
-        "hash": records.config_hash(recipe.config),
-        "source": options.source,
-        "command": options.command,
-        "lrlab": __version__,
-    }
-    records.write_json(folder / "config.json", stored)
-
-
-def _write_environment(recipe: Recipe, folder: Path) -> None:
-    source = recipe.source
-    about = {
-        **records.environment(),
-        **devices.describe(),
-        "model": {"name": recipe.config["model"]["name"], "parameters": recipe.parameters},
-        "data": {"name": source.name, "sizes": source.sizes, "notes": source.notes},
-    }
-    records.write_json(folder / "environment.json", about)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that fills with the signals that came; a third Ctrl-C ends the process at once.
-
-    A signal that was ignored when the process began stays so: nohup asks for that.
-    """
-    came: list[int] = []
-
-    def note(number: int, _: Any) -> None:
-        came.append(number)
-        if came.count(signal.SIGINT) >= 3:
-            raise KeyboardInterrupt
-
-    known = signal.SIGINT, signal.SIGTERM, signal.SIGHUP
-    numbers = [n for n in known if signal.getsignal(n) != signal.SIG_IGN]
-    before = [signal.signal(n, note) for n in numbers]
-    try:
-        yield came
-    finally:
-        for n, handler in zip(numbers, before, strict=True):
-            signal.signal(n, handler)
-
-
 def _train(recipe: Recipe, folder: Path, writer: records.Writer) -> None:
     dataset = recipe.read()
     keep = recipe.config["checkpoint"]["keep"]
-    with Checkpoints(folder / "checkpoints", keep) as saves, _signals() as came:
+    with Checkpoints(folder / "checkpoints", keep) as saves, signals() as came:
         run = loop.Run(recipe, dataset, writer, saves)
         resumed = run.resume()
         moved = _moved(recipe, folder)
@@ -334,7 +208,8 @@ def _banner(recipe: Recipe, folder: Path, options: Options) -> str:
         *([("layers", "; ".join(_group(*g) for g in recipe.groups))] if recipe.groups else []),
         ("folder", str(folder)),
     ]
-    return console.banner(f"lrlab train {options.source}", items, console.curve(rates))
+    plot = console.curve(rates, [p.span for p in recipe.phases], recipe.per_epoch, height=3)
+    return console.banner(f"lrlab train {options.source}", items, plot)
 
 
 def _group(pattern: str, multiplier: float, leaves: int, weights: int) -> str:

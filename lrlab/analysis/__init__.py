@@ -1,0 +1,1 @@
+"""Arrays to numbers: what the curves and trials of a laboratory say."""

@@ -1,0 +1,271 @@
+"""Figures of many runs and of range tests, in the style of `plots`."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lrlab import plots
+from lrlab.plots import LIGHT, Theme
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito (2008), without their yellow, which is faint on white; markers differ too.
+COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6b6b6b"
+MARKERS = "osD^vPX"
+WORDS = {
+    "val_accuracy": "validation accuracy",
+    "updates": "updates to the target",
+    "seconds": "seconds to the target",
+    "lr": "learning rate",
+}
+
+
+def _frame(ax: "Axes", theme: Theme, title: str, x: str, y: str) -> None:
+    ax.set_title(title, loc="left", pad=10, fontsize=10, fontweight="bold", color=theme.ink)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.tick_params(axis="both", which="both", length=0)
+    ax.tick_params(axis="x", length=3)
+    ax.spines["left"].set_visible(False)
+    ax.grid(visible=False, axis="x")
+
+
+def _wide(theme: Theme, width: float = 7.4, height: float = 4.1) -> tuple["Figure", "Axes"]:
+    """One panel with room at its right for a legend."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    return figure, figure.add_axes(
+        (0.74 / width, 0.5 / height, (width - 2.4) / width, (height - 0.9) / height)
+    )
+
+
+def _legend(ax: "Axes", theme: Theme) -> None:
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8.5, labelcolor=theme.ink)
+
+
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float, float, float]]],
+    title: str,
+    y: str,
+    log_y: bool = False,
+    percent: bool = False,
+    x: str = "learning rate",
+    log_x: bool = True,
+    theme: Theme = LIGHT,
+) -> "Figure":
+    """A line for each name over points (x, middle, low, high); a band where low and high differ."""
+    with plots.style(theme):
+        figure, ax = _wide(theme)
+        looks = itertools.cycle(zip(COLORS, MARKERS, strict=True))
+        for (name, points), (color, marker) in zip(series.items(), looks, strict=False):
+            if not points:
+                continue
+            at, middle, low, high = np.array(sorted(points)).T
+            ax.plot(at, middle, color=color, marker=marker, label=name, clip_on=False)
+            if (low < high).any():
+                ax.fill_between(at, low, high, color=color, alpha=0.18, linewidth=0)
+        if log_x:
+            ax.set_xscale("log")
+        if log_y:
+            ax.set_yscale("log")
+        if percent:
+            ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+        _frame(ax, theme, title, x, y)
+        _legend(ax, theme)
+    return figure
+
+
+def heat(
+    table: np.ndarray,
+    x: Sequence[str],
+    y: Sequence[str],
+    names: tuple[str, str],
+    title: str,
+    theme: Theme = LIGHT,
+) -> "Figure":
+    """Accuracy [len(y), len(x)] as a map; the best cell is framed."""
+    with plots.style(theme):
+        width, height = max(5.0, 1.9 + 0.52 * len(x)), max(2.6, 1.4 + 0.34 * len(y))
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(width, height))
+        ax = figure.add_axes(
+            (1.3 / width, 0.75 / height, (width - 1.5) / width, (height - 1.2) / height)
+        )
+        ax.pcolormesh(np.ma.masked_invalid(table), cmap="cividis", edgecolor=theme.surface)
+        ax.invert_yaxis()
+        middle = (np.nanmin(table) + np.nanmax(table)) / 2
+        for i, j in np.ndindex(*table.shape):
+            if np.isfinite(table[i, j]):
+                color = "#ffffff" if table[i, j] < middle else "#101010"
+                ax.text(
+                    j + 0.5,
+                    i + 0.5,
+                    f"{100 * table[i, j]:.0f}",
+                    ha="center",
+                    va="center",
+                    color=color,
+                    fontsize=7,
+                )
+        row, column = divmod(int(np.nanargmax(table)), len(x))
+        from matplotlib.patches import Rectangle
+
+        ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="#d55e00", linewidth=2))
+        ax.set_xticks(np.arange(len(x)) + 0.5, labels=x, rotation=60, ha="right", fontsize=7.5)
+        ax.set_yticks(np.arange(len(y)) + 0.5, labels=y, fontsize=8)
+        ax.grid(visible=False)
+        ax.set_title(title, loc="left", pad=8, fontsize=10, fontweight="bold", color=theme.ink)
+        ax.set_xlabel(names[0])
+        ax.set_ylabel(names[1])
+    return figure
+
+
+def range_test(
+    lrs: np.ndarray,
+    curves: np.ndarray,
+    smooth: np.ndarray,
+    suggestion: Mapping[str, Any],
+    name: str = "learning rate",
+    log: bool = True,
+    y: str = "training loss (nats)",
+    theme: Theme = LIGHT,
+) -> "Figure":
+    """Loss against rate: every seed (faint), their smoothed mean, the readings, the suggestion.
+
+    Args:
+      lrs: [updates]. curves: [seeds, updates], NaN from where a seed stopped.
+      smooth: [updates], NaN from where the first seed stopped.
+      suggestion: of `analysis.suggest`, as a dict.
+    """
+    with plots.style(theme):
+        figure, ax = _wide(theme, width=8.2)
+        for i, curve in enumerate(curves):
+            label = f"each of {len(curves)} seeds" if i == 0 and len(curves) > 1 else None
+            ax.plot(lrs, curve, color=theme.train, alpha=0.28, linewidth=0.9, label=label)
+        ax.plot(lrs, smooth, color=theme.train, linewidth=2, label="smoothed mean")
+        top = np.nanmax(smooth[: max(1, len(smooth) // 2)])
+        bottom = np.nanmin(smooth)
+        ax.set_ylim(bottom - 0.08 * (top - bottom), top + 0.6 * (top - bottom) + 1e-6)
+        found = {k: v for k, v in (suggestion.get("readings") or {}).items() if v}
+        for (reading, lr), marker in zip(found.items(), MARKERS, strict=False):
+            height = np.interp(lr, lrs, np.nan_to_num(smooth, nan=top))
+            ax.plot(
+                [lr],
+                [height],
+                marker,
+                color=theme.val,
+                markersize=6.5,
+                linestyle="none",
+                label=f"{reading} {lr:.2g}",
+                zorder=4,
+            )
+        if suggestion.get("low"):
+            ax.axvspan(
+                suggestion["low"], suggestion["high"], color=theme.lr, alpha=0.15, linewidth=0
+            )
+        if suggestion.get("lr"):
+            ax.axvline(
+                suggestion["lr"],
+                color=theme.lr,
+                linewidth=1.8,
+                label=f"suggested {suggestion['lr']:.2g}",
+            )
+        if suggestion.get("edge"):
+            ax.axvline(
+                suggestion["edge"],
+                color=theme.ink,
+                linewidth=0.9,
+                linestyle=(0, (1, 2)),
+                label=f"breaks at {suggestion['edge']:.2g}",
+            )
+        if log:
+            ax.set_xscale("log")
+        _frame(ax, theme, f"Range test: {suggestion['outcome']}", name, y)
+        _legend(ax, theme)
+    return figure
+
+
+def ramp(lrs: np.ndarray, name: str = "learning rate", theme: Theme = LIGHT) -> "Figure":
+    """The rate of every update of a range test."""
+    with plots.style(theme):
+        figure, ax = _wide(theme)
+        ax.plot(np.arange(len(lrs)), lrs, color=theme.lr)
+        if (lrs > 0).all() and lrs.max() > 20 * lrs.min():
+            ax.set_yscale("log")
+        _frame(ax, theme, "What each update used", "optimizer updates", name)
+    return figure
+
+
+def save_sweep(
+    folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
+) -> dict[str, str]:
+    """Writes the figures of a sweep under plots/; returns the SVGs by name.
+
+    valley: validation accuracy against rate, a line for each setting of the other axes.
+    time: updates to the target against rate, where there is a target. heat: two axes as a map.
+    """
+    keys = [k for k in summary["keys"] if k != "seed"]
+    made: dict[str, Any] = {}
+    if "lr" in keys and len({r["lr"] for r in rows}) > 1:
+        others = [k for k in keys if k != "lr"]
+        made["valley"] = lines(
+            _series(rows, others, "val_accuracy"),
+            "Validation accuracy at the end",
+            WORDS["val_accuracy"],
+            percent=True,
+        )
+        hits = [r for r in rows if r["outcome"] == "target"]
+        if hits:
+            made["time"] = lines(
+                _series(hits, others, "updates"),
+                "Updates to the target",
+                WORDS["updates"],
+                log_y=True,
+            )
+    if len(keys) == 2:
+        made["heat"] = _map(rows, keys)
+    return {name: plots.save(figure, folder / "plots" / name) for name, figure in made.items()}
+
+
+def _series(
+    rows: Sequence[Mapping[str, Any]], others: Sequence[str], score: str
+) -> dict[str, list[tuple[float, float, float, float]]]:
+    """(rate, mean, least, most) over seeds, for each setting of the other axes."""
+    found: dict[str, dict[float, list[float]]] = {}
+    for row in rows:
+        name = ", ".join(_text(row[k]) for k in others) or "all trials"
+        value = row.get(score)
+        worst = 0.0 if score == "val_accuracy" else np.nan
+        found.setdefault(name, {}).setdefault(row["lr"], []).append(
+            worst if value is None else value
+        )
+    return {
+        name: [(lr, float(np.mean(v)), min(v), max(v)) for lr, v in rates.items()]
+        for name, rates in found.items()
+    }
+
+
+def _map(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> "Figure":
+    """The axis of more values lies along x."""
+    values = {k: list(dict.fromkeys(r[k] for r in rows)) for k in keys}
+    y, x = sorted(keys, key=lambda k: len(values[k]))
+    table = np.full((len(values[y]), len(values[x])), np.nan)
+    cells: dict[tuple[int, int], list[float]] = {}
+    for r in rows:
+        at = values[y].index(r[y]), values[x].index(r[x])
+        cells.setdefault(at, []).append(r.get("val_accuracy") or 0.0)
+    for at, scores in cells.items():
+        table[at] = np.mean(scores)
+    texts = [[_text(v) for v in values[k]] for k in (x, y)]
+    names = WORDS.get(x, x), WORDS.get(y, y)
+    return heat(table, texts[0], texts[1], names, "Validation accuracy, percent")
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,401 @@
+"""Many runs of one recipe as the lanes of one program.
+
+A lane has its own seed, rate and other floats; model, data, batches and the form of the chain are
+shared, so one program trains all lanes and nothing recompiles. `pmap` spreads lanes over the
+devices, which know nothing of each other.
+
+Two engines compute the same. On a CPU a device walks its lanes one after another inside every
+update: their weights stay in cache, what depends on the batch alone (the windows that a convolution
+gathers) is computed once for all of them, and a lane that is over costs nothing. On an accelerator
+the lanes are one more axis (`vmap`).
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lrlab import devices, epoch, metrics
+from lrlab.batching import updates_per_epoch
+from lrlab.build import Recipe
+from lrlab.data import Dataset
+from lrlab.train_step import RECORDED, initializer, make_eval_step, make_train_step
+
+Engine = Literal["auto", "loop", "vmap"]
+_barrier = lax.optimization_barrier
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """What a lane has of its own.
+
+    values: floats of the chain and the label smoothing, by the names that `make_train_step` takes.
+    """
+
+    seed: int
+    lr: float
+    values: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Watch(Protocol):
+    """A rule that stops a lane inside the program, from its losses alone."""
+
+    @property
+    def size(self) -> int:
+        """Of what it remembers of a lane: float32 numbers, which begin as zeros."""
+        ...
+
+    def __call__(self, memory: jax.Array, update: jax.Array, loss: jax.Array) -> Any:
+        """(memory [size], updates done before, mean loss) -> (memory, whether to stop)."""
+        ...
+
+
+class Lanes:
+    """Lanes in training; `advance` them, `evaluate` some, `keep` those that shall go on.
+
+    Attributes:
+      lanes: what was asked for. active: numbers of those that train, ascending.
+      step: updates that an active lane has done, if it was not stopped.
+      lane_updates: updates computed so far, all lanes together.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        dataset: Dataset,
+        lanes: Sequence[Lane],
+        length: int,
+        watch: Watch | None = None,
+        engine: Engine = "auto",
+    ):
+        """`length`: updates that one call of `advance` can do at most."""
+        self.recipe, self.lanes, self.length, self.watch = recipe, tuple(lanes), length, watch
+        self.engine = engine if engine != "auto" else "loop" if devices.is_cpu() else "vmap"
+        self.active = list(range(len(lanes)))
+        self.step = self.lane_updates = 0
+        self.size = recipe.regime.sizes[0]
+        self.names = tuple(sorted({name for lane in lanes for name in lane.values}))
+        self._dataset, self._train = dataset, dataset.train
+        self._seeds = sorted({lane.seed for lane in lanes})
+        self._constants = epoch.constants(dataset)
+        self._orders: dict[tuple[int, int], np.ndarray] = {}
+        self._data: dict[str, Any] = {}
+        self._programs: dict[Any, Any] = {}
+        make = initializer(recipe.model, recipe.make_tx, recipe.source.feature_shape)
+        fresh = jax.jit(lambda seeds: lax.map(make, seeds))(np.array(self._seeds, np.uint32))
+        self._place = self._spread(self.active)
+        which = np.array([self._seeds.index(lane.seed) for lane in lanes])
+        self._state = devices.deal(fresh, which[np.maximum(self._place, 0)])
+        memory = np.zeros((*self._place.shape, 1 + (watch.size if watch else 0)), np.float32)
+        self._memory = devices.shard(memory)  # [stopped, what the rule remembers]
+
+    def _spread(self, lanes: Sequence[int]) -> np.ndarray:
+        """Which lane is where, int [devices, slots], -1 where none is: dealt like cards."""
+        count = devices.count()
+        slots = -(-len(lanes) // count)
+        place = np.full((count, slots), -1)
+        for i, lane in enumerate(lanes):
+            place[i % count, i // count] = lane
+        return place
+
+    def advance(self, count: int) -> np.ndarray:
+        """Does `count` more updates of every active lane.
+
+        Returns:
+          float32 [count, lanes, RECORDED and scheduled values]; NaN for lanes that are not active.
+          An update whose "finite" is 0 changed nothing, and its lane is stopped for good.
+        """
+        arguments = self._arguments(count)
+        self._state, self._memory, out = self._program("train", arguments)(*arguments)
+        self.step += count
+        self.lane_updates += count * len(self.active)
+        return self._by_lane(np.asarray(out)[:, :count].swapaxes(0, 1), self.active)
+
+    def _arguments(self, count: int) -> tuple:
+        return (
+            self._on_device("train"),
+            self._rows(self.step, count),
+            self._state,
+            self._memory,
+            self._constants,
+            *self._settings(self.active),
+            devices.replicate(np.array([self.step, count], np.int32)),
+        )
+
+    def stopped(self) -> np.ndarray:
+        """Whether the watch stopped each lane, bool [lanes]; False for those not kept."""
+        flags = self._by_lane(np.asarray(self._memory)[None, ..., :1], self.active)
+        return flags[0, :, 0] > 0
+
+    def evaluate(self, split: str, lanes: Sequence[int]) -> list[dict[str, float]]:
+        """{"loss", "accuracy"} on "train", "validation" or "test" of some active lanes."""
+        examples = getattr(self._dataset, split)
+        size = min(len(examples), 100 if devices.is_cpu() else 1024)
+        batches = -(-len(examples) // size)
+        rows = np.arange(batches * size, dtype=np.int32) % len(examples)
+        arguments = (
+            self._on_device(split),
+            devices.replicate(rows.reshape(1, batches, size)),
+            self._state,
+            self._constants,
+            *self._settings(lanes),
+            devices.replicate(np.int32(len(examples))),
+        )
+        program = self._program(f"evaluate {split}", arguments)
+        sums = self._by_lane(np.asarray(program(*arguments))[None], lanes)[0]
+        means = []
+        for lane in lanes:
+            mean = metrics.Mean()
+            mean.add(sums[lane][None])
+            means.append(mean.means())
+        return means
+
+    def keep(self, lanes: Sequence[int]) -> None:
+        """Goes on with these lanes only; the others' states are given up.
+
+        The loop skips what is over, so states move only where devices would idle; the lanes of
+        `vmap` are packed by powers of two, so programs are few.
+        """
+        self.active = sorted(lanes)
+        if not self.active:
+            return
+        slots = self._place.shape[1]
+        fair = -(-len(self.active) // devices.count())
+        is_here = np.isin(self._place, self.active)
+        if self.engine == "loop":
+            if is_here.sum(1).max() > fair:
+                self._move(self._spread(self.active), slots)
+        elif 2 * fair <= slots:
+            self._move(self._spread(self.active), 1 << (fair - 1).bit_length())
+
+    def _move(self, place: np.ndarray, slots: int) -> None:
+        """Lays the states out anew, `slots` a device."""
+        place = np.pad(place, ((0, 0), (0, slots - place.shape[1])), constant_values=-1)
+        was = {lane: i for i, lane in enumerate(self._place.ravel()) if lane >= 0}
+        index = np.array([[was.get(lane, 0) for lane in row] for row in place])
+        flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (self._state, self._memory))
+        self._state, self._memory = devices.deal(flat, index)
+        self._place = place
+
+    def state(self) -> Any:
+        """What a checkpoint keeps, in NumPy: arrays [lanes, ...], zeros for those given up."""
+        here = np.isin(self._place, self.active)
+
+        def by_lane(a: np.ndarray) -> np.ndarray:
+            kept = np.zeros((len(self.lanes), *a.shape[2:]), a.dtype)
+            kept[self._place[here]] = a[here]
+            return kept
+
+        return jax.tree.map(by_lane, devices.to_host((self._state, self._memory)))
+
+    def shapes(self) -> Any:
+        """Empty arrays like those of `state`."""
+        host = devices.on_host((self._state, self._memory))
+        return jax.tree.map(lambda a: np.empty((len(self.lanes), *a.shape[2:]), a.dtype), host)
+
+    def restore(self, kept: Any, step: int, active: Sequence[int]) -> None:
+        """Goes back to what `state` gave after `step` updates; devices may be others."""
+        index = np.maximum(self._place, 0)
+        like = self._state, self._memory
+        dealt = jax.tree.map(lambda a: np.asarray(a)[index], kept)
+        self._state, self._memory = devices.from_host(dealt, like, spread=True)
+        self.step = step
+        self.keep(active)
+
+    def digest(self, lane: int) -> str:
+        """SHA-256 of an active lane's state: what `loop.Run.digest` says of the single run."""
+        device, slot = np.argwhere(self._place == lane)[0]
+        found = hashlib.sha256()
+        for leaf in jax.tree.leaves(self._state):
+            (host,) = jax.tree.leaves(devices.to_host(leaf[device, slot]))
+            found.update(np.ascontiguousarray(host).tobytes())
+        return found.hexdigest()
+
+    def params(self, lane: int) -> Any:
+        """An active lane's parameters, in NumPy."""
+        device, slot = np.argwhere(self._place == lane)[0]
+        return jax.tree.map(lambda a: np.asarray(a[device, slot]), self._state.params)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes on a device of what the training program takes ("arguments") and works in."""
+        analysis = self._program("train", self._arguments(1)).memory_analysis()
+        names = {"arguments": "argument_size_in_bytes", "work": "temp_size_in_bytes"}
+        return {name: getattr(analysis, field, 0) for name, field in names.items()}
+
+    def _by_lane(self, out: np.ndarray, lanes: Sequence[int]) -> np.ndarray:
+        """[updates, devices, slots, columns] -> [updates, all lanes, columns], NaN elsewhere."""
+        found = np.full((len(out), len(self.lanes), out.shape[-1]), np.nan, np.float32)
+        here = np.isin(self._place, lanes)
+        found[:, self._place[here]] = out[:, here]
+        return found
+
+    def _on_device(self, split: str) -> Any:
+        if split not in self._data:
+            examples = getattr(self._dataset, split)
+            arrays = np.asarray(examples.x), np.asarray(examples.y)
+            self._data[split] = devices.replicate(arrays)
+        return self._data[split]
+
+    def _rows(self, first: int, count: int) -> jax.Array:
+        """Examples of the next updates, int32 [seeds, length, size], as the single runs take."""
+        per_epoch = updates_per_epoch(len(self._train), self.size)
+        rows = np.zeros((len(self._seeds), self.length, self.size), np.int32)
+        for s, seed in enumerate(self._seeds):
+            at = 0
+            while at < count:
+                number, inside = divmod(first + at, per_epoch)
+                part = min(count - at, per_epoch - inside)
+                order = self._order(seed, number)[inside * self.size : (inside + part) * self.size]
+                rows[s, at : at + part] = order.reshape(part, self.size)
+                at += part
+        return devices.replicate(rows)
+
+    def _order(self, seed: int, number: int) -> np.ndarray:
+        if (seed, number) not in self._orders:
+            self._orders = {k: v for k, v in self._orders.items() if k[1] >= number - 1}
+            self._orders[seed, number] = epoch.order(seed, number, len(self._train))
+        return self._orders[seed, number]
+
+    def _settings(self, lanes: Sequence[int]) -> tuple[Any, Any]:
+        """Each slot's numbers, and the slots to walk: those of these lanes, seed by seed."""
+        blank = self.lanes[0]
+        chosen = [[self.lanes[i] if i >= 0 else blank for i in row] for row in self._place]
+        numbers = {
+            "seed": np.array([[lane.seed for lane in row] for row in chosen], np.uint32),
+            "which": np.array([[self._seeds.index(a.seed) for a in row] for row in chosen], int),
+            "lr": np.array([[lane.lr for lane in row] for row in chosen], np.float32),
+            "live": np.isin(self._place, lanes),
+            **{
+                name: np.array([[lane.values[name] for lane in row] for row in chosen], np.float32)
+                for name in self.names
+            },
+        }
+        slots = self._place.shape[1]
+        walk = np.zeros((devices.count(), slots), np.int32)
+        starts = np.zeros((devices.count(), len(self._seeds) + 1), np.int32)
+        for d, live in enumerate(numbers["live"]):
+            there = np.flatnonzero(live)
+            seeds = numbers["which"][d][there]
+            walk[d, : len(there)] = there[np.argsort(seeds, kind="stable")]
+            starts[d, 1:] = np.cumsum(np.bincount(seeds, minlength=len(self._seeds)))
+        numbers["which"] = numbers["which"].astype(np.int32)
+        return devices.shard(numbers), devices.shard({"walk": walk, "starts": starts})
+
+    def _program(self, kind: str, arguments: tuple) -> Any:
+        slots = self._place.shape[1]
+        if (kind, slots) not in self._programs:
+            train = kind == "train"
+            made = devices.parallel(
+                self._train_chunk if train else self._evaluate_split,
+                sharded=(2, 3, 5, 6) if train else (2, 4, 5),
+                donate=(2, 3) if train else (),
+                spread=True,
+            )
+            self._programs[kind, slots] = made.lower(*arguments).compile()
+        return self._programs[kind, slots]
+
+    def _step(self, values: Mapping[str, jax.Array]) -> Any:
+        """The train step of one lane, whose values may be traced."""
+        recipe = self.recipe
+        held = {name: lambda _, v=values[name]: v for name in self.names}
+        return make_train_step(
+            recipe.model,
+            recipe.make_tx,
+            recipe.shape,
+            None,
+            recipe.regime.micro,
+            recipe.config["nonfinite"]["policy"] == "skip",
+            {**recipe.scheduled, **held},
+            recipe.is_rate_found,
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is recorded of every update of a lane."""
+        scheduled = dict.fromkeys((*self.recipe.scheduled, *self.names))
+        return (*RECORDED, *scheduled, *(("effective_lr",) if self.recipe.is_rate_found else ()))
+
+    def _train_chunk(self, data, rows, states, memory, constants, numbers, walks, clock):
+        keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), 2))(numbers["seed"])
+        place = jnp.arange(self.size)
+        out = jnp.zeros((self.length, len(numbers["lr"]), len(self.columns)))
+
+        def lane(number, key, live, state, memory, batch, t):
+            """One update of one lane; `number` holds its scalars."""
+            live = live & (state.step == t) & (memory[0] == 0)
+            state, recorded = self._step(number)(state, batch, key, number["lr"], live)
+            if self.watch:
+                mean = recorded[RECORDED.index("loss")] / recorded[RECORDED.index("weight")]
+                after, stop = self.watch(memory[1:], t, mean)
+                after = jnp.concatenate([jnp.float32(stop)[None], after])
+                memory = jnp.where(live, after, memory)
+            return state, memory, recorded
+
+        def batch_of(at):
+            x = epoch.standard(data[0][at], constants)
+            return {"x": x, "y": data[1][at], "rows": place}
+
+        def in_a_loop(i, carry):
+            def of_seed(s, carry):
+                batch = _barrier(batch_of(rows[s, i]))
+
+                def one(j, carry):
+                    states, memory, out = carry
+                    r = walks["walk"][j]
+                    state, mine = _barrier(jax.tree.map(lambda a: a[r], (states, memory)))
+                    number = jax.tree.map(lambda a: a[r], numbers)
+                    state, mine, recorded = lane(
+                        number, keys[r], number["live"], state, mine, batch, clock[0] + i
+                    )
+                    new = _barrier((state, mine))  # else XLA copies all lanes' states, twice
+                    put = jax.tree.map(lambda a, b: a.at[r].set(b), (states, memory), new)
+                    return *put, out.at[i, r].set(recorded)
+
+                starts = walks["starts"]
+                return lax.fori_loop(starts[s], starts[s + 1], one, carry)
+
+            return lax.fori_loop(0, rows.shape[0], of_seed, carry)
+
+        def as_an_axis(i, carry):
+            states, memory, out = carry
+            shared = rows.shape[0] == 1
+            if shared:
+                batch = batch_of(rows[0, i])
+            else:
+                batch = jax.vmap(batch_of)(rows[numbers["which"], i])
+            axes = (0, 0, 0, 0, 0, None if shared else 0, None)
+            each: Any = jax.vmap(lane, axes)
+            states, memory, recorded = each(
+                numbers, keys, numbers["live"], states, memory, batch, clock[0] + i
+            )
+            return states, memory, out.at[i].set(recorded)
+
+        body = in_a_loop if self.engine == "loop" else as_an_axis
+        return lax.fori_loop(0, clock[1], body, (states, memory, out))
+
+    def _evaluate_split(self, data, rows, states, constants, numbers, walks, valid):
+        step = make_eval_step(self.recipe.model)
+        size = rows.shape[-1]
+
+        def body(sums, batch):
+            i, at = batch
+            weight = (i * size + jnp.arange(size) < valid).astype(jnp.float32)
+            x = epoch.standard(data[0][at], constants)
+            batch = _barrier({"x": x, "y": data[1][at], "weight": weight})
+            if self.engine == "vmap":
+                return sums + jax.vmap(step, (0, None))(states, batch), None
+
+            def one(j, sums):
+                r = walks["walk"][j]
+                state = _barrier(jax.tree.map(lambda a: a[r], states))
+                return sums.at[r].add(step(state, batch))
+
+            return lax.fori_loop(0, walks["starts"][-1], one, sums), None
+
+        zero = jnp.zeros((len(numbers["lr"]), 3))
+        return lax.scan(body, zero, (jnp.arange(rows.shape[1]), rows[0]))[0]

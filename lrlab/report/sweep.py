@@ -1,0 +1,146 @@
+"""A sweep as one HTML page."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from lrlab import charts, records
+from lrlab.console import count, duration, percent, rate
+from lrlab.report import card_list, figures, page, table
+
+MOST_ROWS = 500
+CAPTIONS = {
+    "valley": "Mean over seeds; the band is the least and the most. A trial that diverged counts "
+    "as 0.",
+    "time": "Trials that reached the target, by the updates that it took.",
+    "heat": "Mean over seeds, in percent; the best is framed.",
+}
+
+
+def write_sweep(folder: Path, planned: int) -> Path:
+    """Writes plots/ and report.html of a sweep of `planned` trials, finished or not."""
+    record, rows = records.read(folder), records.trials(folder)
+    summary = records.read_json(folder / "summary.json")
+    svgs = charts.save_sweep(folder, rows, summary) if rows else {}
+    sections = {"Figures": figures(svgs, CAPTIONS)} if svgs else {}
+    if rows:
+        sections |= {
+            "Each setting": _valleys(summary["valleys"]),
+            "Best points": _settings(summary),
+            "Trials": _trials(rows),
+        }
+    state = "finished" if len(rows) == planned else "unfinished"
+    text = page(record, state, _verdict(rows, summary, planned), _cards(rows, summary), sections)
+    records.write_text(folder / "report.html", text)
+    return folder / "report.html"
+
+
+def _verdict(rows: Sequence[Any], summary: Mapping[str, Any], planned: int) -> str:
+    if not rows:
+        return f"No trial of {count(planned)} is over yet."
+    best = summary["settings"][0]
+    where = ", ".join(f"{k} {_text(best[k])}" for k in summary["keys"] if k in best)
+    done = "" if len(rows) == planned else f"{count(len(rows))} of {count(planned)} are over. "
+    return (
+        f"{done}Best validation accuracy <b>{percent(best['val_accuracy'])}</b> "
+        f"at {escape(where)} ({escape(_over(best))})."
+    )
+
+
+def _over(entry: Mapping[str, Any]) -> str:
+    if entry["seeds"] < 2:
+        return "one seed"
+    return f"mean over {entry['seeds']} seeds, 95 % interval {_interval(entry)}"
+
+
+def _interval(entry: Mapping[str, Any]) -> str:
+    """The 95 % interval of a mean over seeds."""
+    if entry.get("seeds", 1) < 2:
+        return "one seed"
+    return f"{100 * entry['low']:.2f} to {percent(entry['high'])}"
+
+
+def _cards(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str:
+    if not rows:
+        return ""
+    seconds = sum(r["seconds"] for r in rows)
+    per = 1000 * seconds / max(summary["updates"], 1)
+    outcomes = [(name.capitalize(), count(n), "trials") for name, n in summary["outcomes"].items()]
+    return card_list(
+        [
+            ("Trials", count(len(rows)), f"{len(summary['valleys'])} settings"),
+            *outcomes,
+            ("Updates", count(summary["updates"]), "of all trials together"),
+            ("Device time", duration(seconds), f"{per:.3g} ms an update of a trial"),
+        ]
+    )
+
+
+def _valleys(entries: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for e in entries:
+        best, good, trains = e["best"], e.get("good"), e.get("trains")
+        fastest = e.get("fastest")
+        ends = ", ".join(f"{n} {o}" for o, n in e["outcomes"].items())
+        band = f"{rate(good['low'])} to {rate(good['high'])}" if good else ""
+        reached = ""
+        if trains:
+            span = f", {rate(trains['low'])} to {rate(trains['high'])}" if "low" in trains else ""
+            reached = f"{trains['trials']}{span}"
+        first = f"{count(fastest['updates'])} at {rate(fastest['lr'])}" if fastest else ""
+        rows.append(
+            [
+                e["name"],
+                ends,
+                rate(best["lr"]) if best.get("lr") else "",
+                percent(best["val_accuracy"]),
+                _interval(best),
+                band,
+                f"{good['decades']:.1f}" if good else "",
+                reached,
+                first,
+            ]
+        )
+    head = (
+        "setting",
+        "outcomes",
+        "best rate",
+        "val acc",
+        "95 % interval",
+        "rates within 1 % of it",
+        "decades",
+        "reached the target",
+        "fastest, updates",
+    )
+    return table(head, rows)
+
+
+def _settings(summary: Mapping[str, Any]) -> str:
+    keys = [k for k in summary["keys"] if k != "seed"]
+    rows = [
+        [
+            *(_text(e[k]) for k in keys),
+            percent(e["val_accuracy"]),
+            _interval(e),
+            percent(e["test_accuracy"]),
+            count(e["updates"]),
+        ]
+        for e in summary["settings"]
+    ]
+    return table((*keys, "val acc", "95 % interval", "test acc", "updates"), rows)
+
+
+def _trials(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    shown = [[_text(row.get(name)) for name in names] for row in rows[:MOST_ROWS]]
+    left = len(rows) - len(shown)
+    more = f"<p class='soft'>{count(left)} more are in trials.csv.</p>" if left else ""
+    title = f"<summary>All {count(len(rows))} trials</summary>"
+    return f"<details>{title}{table(names, shown, 'numbers')}</details>{more}"
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,199 @@
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import ROOT, tiny
+
+from lrlab import build, main, records
+from lrlab.jobs import sweep
+from lrlab.jobs._start import Options
+from lrlab.resolve import ConfigError
+
+AXES = (
+    {"key": "optimizer", "values": ({"name": "momentum"}, {"name": "adam"})},
+    {"key": "lr", "low": 1e-3, "high": 1.0, "points": 4},
+    {"key": "seed", "values": (0, 1)},
+)
+
+
+def config(axes=AXES, **changes):
+    section = {"axes": axes, **changes.pop("sweep", {})}
+    return tiny(job={"name": "sweep"}, sweep=section, **changes)
+
+
+def run(folder, **changes):
+    sweep.run(config(**changes), folder, Options("test.py", "python -m lrlab.main"))
+    return records.trials(folder)
+
+
+def test_numbers_of_the_chain_are_lanes_and_all_else_makes_groups():
+    axes = (
+        {"key": "optimizer", "values": ({"name": "momentum"}, {"name": "adam"})},
+        {"key": "weight_decay", "values": (0.0, 0.1)},
+        {"key": "batch.size", "values": (64, 128)},
+        {"key": "lr", "values": (0.1, 0.2, 0.3)},
+    )
+    plan = sweep.plan(config(axes))
+    assert len(plan.trials) == 24
+    assert [len(g.trials) for g in plan.groups] == [6] * 4
+    assert {g.keys for g in plan.groups} == {("weight_decay", "lr")}
+    sizes = {(g.recipe.config["optimizer"]["name"], g.recipe.regime.sizes[0]) for g in plan.groups}
+    assert sizes == {("momentum", 64), ("momentum", 128), ("adam", 64), ("adam", 128)}
+
+
+def test_a_rules_own_keyword_is_a_lane_value_of_the_rule():
+    axes = ({"key": "optimizer.b1", "values": (0.5, 0.9)}, {"key": "lr", "values": (0.01, 0.02)})
+    plan = sweep.plan(config(axes, optimizer={"name": "adam"}))
+    (group,) = plan.groups
+    assert [group.lane(t).values for t in group.trials] == [{"b1": b} for b in (0.5, 0.5, 0.9, 0.9)]
+
+
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        (({"key": "lr", "values": (0.1, -0.1)},), "lr=-0.1 must lie in (0"),
+        (({"key": "optimizer.b3", "values": (0.1, 0.2)},), "b3"),
+        (({"key": "optimizer.decay", "values": (0.9, 1.5)},), "1.5"),
+        (({"key": "model.widths", "values": ((4,), (0,))},), "0"),
+        (({"key": "optimizer", "values": ({"name": "sgd"}, {"name": "adm"})},), "'adam'"),
+    ],
+)
+def test_one_bad_point_refuses_the_sweep_and_is_named(axes, says):
+    with pytest.raises(ConfigError) as caught:
+        sweep.plan(config(axes))
+    assert says in str(caught.value)
+    assert "trial 1 (" in str(caught.value) or "trial 0 (" in str(caught.value)
+
+
+def test_a_sweep_trains_every_trial_once_and_shows_the_valley(tmp_path):
+    rows = run(tmp_path)
+    assert [r["trial"] for r in rows] == list(range(16))
+    assert {r["outcome"] for r in rows} == {"budget"}
+    assert all(r["updates"] == 18 and 0 <= r["val_accuracy"] <= 1 for r in rows)
+    summary = records.read_json(tmp_path / "summary.json")
+    by_rate = {}
+    for r in rows:
+        if r["optimizer"] == "adam":
+            by_rate.setdefault(r["lr"], []).append(r["val_accuracy"])
+    best = max(by_rate, key=lambda lr: np.mean(by_rate[lr]))
+    adam = next(v for v in summary["valleys"] if v["name"] == "adam")
+    assert adam["best"]["lr"] == best
+    assert adam["best"]["val_accuracy"] == pytest.approx(np.mean(by_rate[best]))
+    for name in "trials.csv", "trials.tex", "trials.parquet", "report.html", "plots/valley.png":
+        assert (tmp_path / name).stat().st_size > 0, name
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(tmp_path / "trials.parquet").to_pylist()
+    assert [r["val_loss"] for r in table] == [r["val_loss"] for r in rows]
+    page = (tmp_path / "report.html").read_text()
+    assert "finished" in page
+    assert "momentum" in page
+    assert "https:" not in page
+    assert "http:" not in page.replace("http://www.w3.org", ""), "a report needs nothing else"
+
+
+def test_a_finished_sweep_says_so_and_another_is_refused(tmp_path, capsys):
+    axes = ({"key": "lr", "values": (0.1, 0.2)},)
+    run(tmp_path, axes=axes)
+    before = (tmp_path / "trials.jsonl").read_bytes()
+    run(tmp_path, axes=axes)
+    assert "already finished" in capsys.readouterr().out
+    assert (tmp_path / "trials.jsonl").read_bytes() == before
+    with pytest.raises(ConfigError, match="another config"):
+        run(tmp_path, axes=({"key": "lr", "values": (0.1, 0.3)},))
+
+
+def test_targets_and_divergence_end_trials_and_are_recorded(tmp_path):
+    axes = ({"key": "lr", "values": (0.05, 1e5)},)  # rate * decay far above 2: weights blow up
+    changes = {"epochs": 20, "optimizer": {"name": "momentum"}, "weight_decay": 0.01}
+    section = {"target": {"accuracy": 0.9, "examples": 512}, "look": 10}
+    hit, lost = run(tmp_path, axes=axes, sweep=section, **changes)
+    assert hit["outcome"] == "target"
+    assert 4 < hit["updates"] < 180
+    assert lost["outcome"] == "diverged"
+    assert lost["last_lr"] == pytest.approx(1e5, rel=0.1)
+
+
+def trials_of(folder):
+    rows = records.read_lines(folder / "trials.jsonl")
+    for row in rows:
+        row.pop("seconds")
+    return sorted(rows, key=lambda r: r["trial"])
+
+
+CHANGES = (
+    "--config=configs/sweep_digits.py",
+    "--config.checkpoint.minutes=0",
+    "--config.sweep.look=20",
+    "--config.epochs=20",
+    '--config.sweep.axes=({"key": "optimizer", "values": ({"name": "momentum"}, {"name": "adam"})},'
+    ' {"key": "lr", "low": 1e-4, "high": 1e3, "points": 48})',
+)
+
+
+def start(folder):
+    command = [sys.executable, "-m", "lrlab.main", *CHANGES, f"--workdir={folder}"]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PJRT_NPROC")}
+    return subprocess.Popen(command, cwd=ROOT, env=env, **pipe)
+
+
+@pytest.mark.slow
+def test_a_sweep_of_96_killed_ten_times_loses_no_trial_and_trains_none_twice(tmp_path):
+    began = time.monotonic()
+    whole = start(tmp_path / "whole")
+    assert whole.wait(300) == 0, whole.communicate()
+    took = time.monotonic() - began
+    seed = random.SystemRandom().randrange(10**6)
+    print("seed", seed)
+    rng, kills, seen = random.Random(seed), 0, []
+    folder = tmp_path / "killed"
+    while kills < 10:
+        process = start(folder)
+        try:
+            code = process.wait(rng.uniform(0.3, 0.9) * took)
+            assert code == 0, process.communicate()
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            seen.append(len(records.read_lines(folder / "trials.jsonl")))
+    last = start(folder)
+    assert last.wait(300) == 0, last.communicate()
+    numbers = [json.loads(line)["trial"] for line in (folder / "trials.jsonl").open()]
+    assert sorted(numbers) == list(range(96)), "lost or twice"
+    assert trials_of(folder) == trials_of(tmp_path / "whole")
+    print(f"{kills} kills, trials done at each: {seen}")
+
+
+@pytest.mark.slow
+def test_a_lane_on_a_core_of_its_own_is_the_single_run_bit_for_bit(tmp_path):
+    folder = tmp_path / "sweep"
+    command = "--config.sweep.axes=({'key': 'lr', 'values': (0.05, 0.1, 0.2)},)"
+    code = main.main(["lrlab", "--config=configs/sweep_digits.py", command, f"--workdir={folder}"])
+    assert code == 0
+    for row in records.trials(folder):
+        single = [
+            "--config=configs/sweep_digits.py",
+            "--config.job.name=train",
+            "--config.sweep=None",
+            f"--config.lr={row['lr']}",
+            f"--workdir={tmp_path / str(row['trial'])}",
+        ]
+        env = {**os.environ, "XLA_FLAGS": ""}
+        subprocess.run([sys.executable, "-m", "lrlab.main", *single], cwd=ROOT, env=env, check=True)
+        final = records.read(tmp_path / str(row["trial"])).final
+        assert final["test_loss"] == pytest.approx(row["test_loss"], rel=1e-5)
+        assert final["test_accuracy"] == pytest.approx(row["test_accuracy"], rel=1e-5)
+
+
+def test_the_recipes_lanes_need_not_divide_by_devices():
+    recipe = build.check(tiny(batch={"name": "fixed", "size": 125}), parts=1)
+    assert recipe.regime.sizes == (125,)
