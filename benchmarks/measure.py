@@ -34,7 +34,8 @@ KEEP = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 
-Turn = dict[str, Any]  # "wall", "cpu", "faults": of what is timed; "others": cores; more
+# "wall", "cpu", "faults": of what is timed; "others": cores; "threads": if not the row's; more
+Turn = dict[str, Any]
 Side = Callable[[], Turn]
 
 
@@ -90,11 +91,18 @@ class Row:
 class Worker:
     """A process that was told what to prepare, and then measures one side at a time.
 
-    It has the last `threads` cores that this process may use, from before its first import.
+    It has the last `threads` cores that this process may use, but for the last `spared`, from
+    before its first import.
     """
 
     def __init__(
-        self, python: str, script: str, task: Mapping[str, Any], threads: int, env: dict[str, str]
+        self,
+        python: str,
+        script: str,
+        task: Mapping[str, Any],
+        threads: int,
+        env: dict[str, str],
+        spared: int = 0,
     ):
         self._process = subprocess.Popen(
             [python, str(WORKERS / script), json.dumps(task)],
@@ -102,7 +110,7 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             env=env,
-            preexec_fn=pin(threads),
+            preexec_fn=pin(threads, spared),
         )
         self.about = self._answer()
 
@@ -127,9 +135,9 @@ class Worker:
         return _end(self._process)
 
 
-def pin(threads: int) -> Callable[[], None]:
-    """For a child to call before it begins: it stays on the last `threads` cores there are."""
-    cores = sorted(os.sched_getaffinity(0))[-threads:]
+def pin(threads: int, spared: int = 0) -> Callable[[], None]:
+    """For a child to call before it begins: it stays on the last `threads` cores but `spared`."""
+    cores = sorted(os.sched_getaffinity(0), reverse=True)[spared : spared + threads]
     return lambda: os.sched_setaffinity(0, cores)
 
 
@@ -217,12 +225,13 @@ def _busy() -> float:
 def summary(row: Row, rounds: Sequence[Mapping[str, Turn]]) -> dict[str, Any]:
     """What a record says about a row: sides, ratios by round, rounds that were dropped and why."""
     # The start of a process is mostly one thread, however many it may have.
-    enough = STARVED[1 if row.per == "start" else row.threads]
+    threads = 1 if row.per == "start" else row.threads
     dropped = {
         i: f"{name}: {turn['cpu'] / turn['wall']:.2f} cores, others {turn['others']:.2f}"
         for i, turns in enumerate(rounds)
         for name, turn in turns.items()
-        if turn["cpu"] < enough * turn["wall"] and turn["others"] > OTHERS
+        if turn["cpu"] < STARVED[turn.get("threads", threads)] * turn["wall"]
+        and turn["others"] > OTHERS
     }
     kept = [turns for i, turns in enumerate(rounds) if i not in dropped]
     clean = bool(kept)

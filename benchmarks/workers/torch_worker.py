@@ -59,19 +59,26 @@ MODELS = {
 }
 
 
+def _read(path: str) -> tuple[Any, Any]:
+    """Standardised inputs and labels of the training split."""
+    with np.load(path) as found:
+        x = (found["train_x"].astype(np.float32) - found["shift"]) * found["scale"]
+        y = found["train_y"].astype(np.int64)
+    if x.ndim == 4:
+        # A copy: a view of one channel has strides that torch takes for channels_last.
+        x = x.transpose(0, 3, 1, 2).copy()
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
 class Run:
     """A model, its optimizer, and the data in memory."""
 
-    def __init__(self, task: Mapping[str, Any]):
+    def __init__(self, task: Mapping[str, Any], like: "Run | None" = None):
+        """`like` is a run whose data serves this one too."""
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         torch.manual_seed(0)
-        with np.load(task["data"]) as found:
-            x = (found["train_x"].astype(np.float32) - found["shift"]) * found["scale"]
-            y = found["train_y"].astype(np.int64)
-        if x.ndim == 4:
-            # A copy: a view of one channel has strides that torch takes for channels_last.
-            x = x.transpose(0, 3, 1, 2).copy()
-        self.x, self.y, self.size = torch.from_numpy(x), torch.from_numpy(y), task["size"]
+        self.x, self.y = (like.x, like.y) if like else _read(task["data"])
+        self.size = task["size"]
         self.layout = getattr(torch, task["layout"])
         self.model = MODELS[task["model"]]().to(memory_format=self.layout)
         parameters, lr = self.model.parameters(), task["lr"]
@@ -87,7 +94,7 @@ class Run:
         """Whether the convolutions' outputs are laid out as the task says, and in no other way."""
         if not isinstance(self.model, CNN):
             return True
-        one = self.model.conv1(self._laid_out(self.x[: self.size]))
+        one = self.model.conv1(self.laid_out(self.x[: self.size]))
         two = self.model.conv2(F.max_pool2d(one, 2))
         layouts = torch.channels_last, torch.contiguous_format
         return all(
@@ -101,16 +108,20 @@ class Run:
         self.model.train()
         total = torch.zeros(())
         for _ in range(count):
-            if self.first + self.size > len(self.x):
-                self.order, self.first = torch.randperm(len(self.x)), 0
-            rows = self.order[self.first : self.first + self.size]
-            self.first += self.size
+            rows = self.batch()
             self.optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(self.model(self._laid_out(self.x[rows])), self.y[rows])
+            loss = F.cross_entropy(self.model(self.laid_out(self.x[rows])), self.y[rows])
             loss.backward()
             self.optimizer.step()
             total += loss.detach()
         return {"loss": total.item() / count}
+
+    def batch(self) -> Any:
+        """Rows of the next batch, epoch after epoch."""
+        if self.first + self.size > len(self.x):
+            self.order, self.first = torch.randperm(len(self.x)), 0
+        self.first += self.size
+        return self.order[self.first - self.size : self.first]
 
     def evaluate(self, count: int) -> dict[str, Any]:
         """A `serving.Side`: the whole training split; adds the mean loss."""
@@ -121,13 +132,14 @@ class Run:
                 losses, correct = torch.zeros(()), torch.zeros(())
                 for i in range(0, len(self.x), self.size):
                     labels = self.y[i : i + self.size]
-                    logits = self.model(self._laid_out(self.x[i : i + self.size]))
+                    logits = self.model(self.laid_out(self.x[i : i + self.size]))
                     losses += F.cross_entropy(logits, labels, reduction="sum")
                     correct += (logits.argmax(1) == labels).sum()
         n = len(self.x)
         return {"loss": losses.item() / n, "accuracy": correct.item() / n}
 
-    def _laid_out(self, x: Any) -> Any:
+    def laid_out(self, x: Any) -> Any:
+        """`x` in the layout that the task says."""
         return x.contiguous(memory_format=self.layout) if x.ndim == 4 else x
 
 
