@@ -341,5 +341,5 @@ def device() -> dict[str, Any]:
 
 def default_out(name: str) -> Path:
     """experiments/results/<name>_<device>.json."""
-    words = re.findall(r"[a-z0-9]+", f"{device()['model']} {device()['cores']} cores".lower())
-    return ROOT / "experiments" / "results" / f"{name}_{'-'.join(words)}.json"
+    words = re.findall(r"[a-z0-9]+", f"{device()['cores']} cores {device()['model']}".lower())
+    return ROOT / "experiments" / "results" / f"{name}_{'_'.join(words)}.json"

@@ -1,6 +1,6 @@
 """The valley on real MNIST: six rules, 49 rates, the CNN of 3,424 weights, as lanes.
 
-Source:   after D. Mack 2018; the study itself is `experiments/mack_2018.py`.
+Source:   after D. Mack 2018; the study itself is `experiments/mack_2018`.
 Expected: Adam's best rate near 0.005, SGD's near 0.2.
 Run:      python -m lrlab.main --config=configs/sweep_mnist.py --workdir=runs/valley
 """

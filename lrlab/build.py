@@ -235,12 +235,8 @@ def _decays_twice(full: Mapping[str, Any]) -> list[str]:
     """A warning where the chain and the rule itself both decay weights."""
     spec, ours = full["optimizer"], full["weight_decay"]
     rule = resolve.find("lrlab.optimizers", spec["name"])
-    p = resolve.parameters(rule).get("weight_decay")
-    if p is None or fields.is_schedule(ours) or not ours:  # a schedule goes to the rule's own
-        return []
-    own = spec.get("weight_decay", p.default)
-    if not (own or (own is None and rule is optimizers.adamw)):  # its None is its dialect's decay
-        return []
+    if fields.is_schedule(ours) or not ours or not optimizers.decays(rule, spec):
+        return []  # a schedule goes to the rule's own
     return [
         f"weight_decay={ours} is applied on top of the decay that {spec['name']} has of its own, "
         "optimizer.weight_decay: keep one"

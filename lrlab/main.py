@@ -280,7 +280,8 @@ def _run(parsed: flags.FlagValues, changes: list[tuple[str, str]], argv: Sequenc
         devices.keep_memory()
         run = _job(config)
         if parsed.overwrite:
-            build.check(config)  # a run is not deleted for one that cannot begin
+            check = getattr(sys.modules[run.__module__], "check", build.check)
+            check(config)  # a run is not deleted for one that cannot begin
             _delete(workdir, parsed.dry_run)
         run(config, workdir, Options(parsed.config, command, parsed.dry_run))
     except ConfigError:

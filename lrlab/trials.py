@@ -1,7 +1,7 @@
 """What became of lanes: a pure function of what was recorded of their updates.
 
 Outcomes: "target", its training accuracy was reached; "diverged", an update was not finite; "dead"
-and "stuck", a rule gave it up; "stopped", its watch did; "budget", it trained to the end.
+and "stuck", a rule gave it up; "budget", it trained to the end.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 from lrlab.points import Target
 
-OUTCOMES = ("target", "budget", "stopped", "dead", "stuck", "diverged")
+OUTCOMES = ("target", "budget", "dead", "stuck", "diverged")
 LR, FINITE, LOSS, CORRECT, WEIGHT = range(5)  # columns that `see` takes
 
 
@@ -84,10 +84,6 @@ class Trials:
     def _end(self, lane: int, outcome: str, updates: int, row: np.ndarray) -> None:
         self.outcome[lane], self.updates[lane] = outcome, updates
         self.at_end[lane] = row[LR], row[LOSS] / max(row[WEIGHT], 1)
-
-    def stop(self, lane: int, update: int, row: np.ndarray) -> None:
-        """Says that a lane's watch stopped it after `update` updates."""
-        self._end(lane, "stopped", update, row)
 
     def _hits(self, first: int, seen: np.ndarray) -> list[int | None]:
         """For each lane the first update of the look that reaches the target."""

@@ -39,7 +39,7 @@ def test_numbers_of_the_chain_are_lanes_and_all_else_makes_groups():
         {"key": "batch.size", "values": (64, 128)},
         {"key": "lr", "values": (0.1, 0.2, 0.3)},
     )
-    plan = sweep.plan(config(axes))
+    plan = sweep.check(config(axes))
     assert len(plan.trials) == 24
     assert [len(g.trials) for g in plan.groups] == [6] * 4
     assert {g.keys for g in plan.groups} == {("weight_decay", "lr")}
@@ -49,7 +49,7 @@ def test_numbers_of_the_chain_are_lanes_and_all_else_makes_groups():
 
 def test_a_rules_own_keyword_is_a_lane_value_of_the_rule():
     axes = ({"key": "optimizer.b1", "values": (0.5, 0.9)}, {"key": "lr", "values": (0.01, 0.02)})
-    plan = sweep.plan(config(axes, optimizer={"name": "adam"}))
+    plan = sweep.check(config(axes, optimizer={"name": "adam"}))
     (group,) = plan.groups
     assert [group.lane(t).values for t in group.trials] == [{"b1": b} for b in (0.5, 0.5, 0.9, 0.9)]
 
@@ -66,7 +66,7 @@ def test_a_rules_own_keyword_is_a_lane_value_of_the_rule():
 )
 def test_one_bad_point_refuses_the_sweep_and_is_named(axes, says):
     with pytest.raises(ConfigError) as caught:
-        sweep.plan(config(axes))
+        sweep.check(config(axes))
     assert says in str(caught.value)
     assert "trial 1 (" in str(caught.value) or "trial 0 (" in str(caught.value)
 
@@ -109,7 +109,7 @@ def test_a_finished_sweep_says_so_and_another_is_refused(tmp_path, capsys):
         run(tmp_path, axes=({"key": "lr", "values": (0.1, 0.3)},))
 
 
-def test_targets_and_divergence_end_trials_and_are_recorded(tmp_path):
+def test_targets_and_divergence_end_trials_and_are_recorded(tmp_path, capsys):
     axes = ({"key": "lr", "values": (0.05, 1e5)},)  # rate * decay far above 2: weights blow up
     changes = {"epochs": 20, "optimizer": {"name": "momentum"}, "weight_decay": 0.01}
     section = {"target": {"accuracy": 0.9, "examples": 512}, "look": 10}
@@ -118,6 +118,12 @@ def test_targets_and_divergence_end_trials_and_are_recorded(tmp_path):
     assert 4 < hit["updates"] < 180
     assert lost["outcome"] == "diverged"
     assert lost["last_lr"] == pytest.approx(1e5, rel=0.1)
+    summary = records.read_json(tmp_path / "summary.json")
+    done = hit["updates"] + lost["updates"]
+    assert (summary["updates"], summary["at_most"]) == (done, 2 * 180)
+    assert f"{done:,} updates; trials that ended early saved {1 - done / 360:.0%}" in (
+        capsys.readouterr().out
+    )
 
 
 def trials_of(folder):

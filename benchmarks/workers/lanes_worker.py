@@ -34,7 +34,7 @@ def grid(task: Mapping[str, Any]) -> tuple[Recipe, dict[str, Side]]:
     config = main.load_config(str(ROOT / "configs" / task["recipe"]))
     config["data"] = {"name": "stored:npz", "path": task["data"]}
     config["sweep"]["axes"][1]["points"] = task["points"]
-    planned = sweep.plan(config)
+    planned = sweep.check(config)
     first, target = planned.groups[0].recipe, planned.sweep.target
     dataset, groups = first.read(), []
     assert target is not None

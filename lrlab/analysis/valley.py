@@ -126,13 +126,14 @@ def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def summary(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
-    """All of it, as the record keeps it."""
+def summary(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], at_most: int) -> dict[str, Any]:
+    """All of it, as the record keeps it; `at_most`: updates if no trial had ended early."""
     return {
         "keys": list(keys),
         "trials": len(rows),
         "outcomes": _counts(rows),
         "updates": int(sum(r["updates"] for r in rows)),
+        "at_most": at_most,
         "valleys": valleys(rows, keys),
         "settings": settings(rows, keys)[:20],
     }

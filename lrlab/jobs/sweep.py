@@ -85,7 +85,7 @@ class Plan:
         return min(recipe.total, self.sweep.updates or recipe.total)
 
 
-def plan(config: Mapping[str, Any]) -> Plan:
+def check(config: Mapping[str, Any]) -> Plan:
     """Expands and checks a sweep; reads no data and compiles nothing.
 
     Raises:
@@ -176,7 +176,7 @@ def run(config: Mapping[str, Any], workdir: Path | None, options: _start.Options
     Raises:
       ConfigError, DataError, LockedError, Stopped: see `main` for their exit codes.
     """
-    planned, full = plan(config), fields.fill(config)
+    planned, full = check(config), fields.fill(config)
     folder = workdir or _start.default_folder(full, options.source)
     _start.same_config(folder, full)
     console.say(_banner(planned, folder, options))
@@ -392,7 +392,9 @@ def _conclude(folder: Path, planned: Plan) -> None:
     keys = [axis.key for axis in planned.sweep.axes]
     rows = records.trials(folder)
     if rows:
-        records.write_json(folder / "summary.json", valley.summary(rows, keys))
+        most = {t.number: planned.updates(g.recipe) for g in planned.groups for t in g.trials}
+        at_most = sum(most[row["trial"]] for row in rows)
+        records.write_json(folder / "summary.json", valley.summary(rows, keys, at_most))
         _tables(folder, rows)
     write_sweep(folder, len(planned.trials))
 
@@ -469,7 +471,11 @@ def _banner(planned: Plan, folder: Path, options: _start.Options) -> str:
 def _ending(folder: Path) -> str:
     said = records.read_json(folder / "summary.json")
     outcomes = ", ".join(f"{n:,} {o}" for o, n in sorted(said["outcomes"].items()))
-    lines = [f"{said['trials']:,} trials: {outcomes}"]
+    saved = 1 - said["updates"] / max(1, said["at_most"])
+    lines = [
+        f"{said['trials']:,} trials: {outcomes}",
+        f"{said['updates']:,} updates; trials that ended early saved {saved:.0%}",
+    ]
     for entry in said["valleys"]:
         best, good = entry["best"], entry.get("good")
         rate = f" at lr {best['lr']:.3g}" if best.get("lr") else ""
@@ -477,4 +483,4 @@ def _ending(folder: Path) -> str:
         lines.append(
             f"  {entry['name']:<24} best validation accuracy {best['val_accuracy']:.2%}{rate}{span}"
         )
-    return "\n".join([*lines[:16], f"report {folder / 'report.html'}"])
+    return "\n".join([*lines[:17], f"report {folder / 'report.html'}"])

@@ -155,12 +155,12 @@ def _find(spec: Mapping[str, Any]) -> Callable[..., Any]:
     return rule
 
 
-def _own_decay(rule: Callable[..., Any], spec: Mapping[str, Any]) -> bool:
+def decays(rule: Callable[..., Any], spec: Mapping[str, Any]) -> bool:
     """Whether the rule itself decays weights as it is set."""
     p = resolve.parameters(rule).get("weight_decay")
     default = None if p is None or p.default is p.empty else p.default
-    # None is a dialect's default in our rules, and no decay in Optax's.
-    return bool(spec.get("weight_decay", default)) or rule is adamw
+    own = spec.get("weight_decay", default)
+    return bool(own) or (own is None and rule is adamw)  # whose None is its dialect's decay
 
 
 def make(
@@ -192,7 +192,7 @@ def make(
     rule = _find(spec)
     takes, to_rate = resolve.parameters(rule), _rate_keyword(rule)
     masks = [k for k in ("mask", "weight_decay_mask") if k in takes]
-    if mask is not None and not masks and "weight_decay" in takes and _own_decay(rule, spec):
+    if mask is not None and not masks and "weight_decay" in takes and decays(rule, spec):
         raise resolve.ConfigError(
             [
                 f"optimizer.weight_decay: {spec['name']} decays every leaf and takes no mask; "

@@ -65,13 +65,14 @@ def _cards(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str
     if not rows:
         return ""
     seconds = sum(r["seconds"] for r in rows)
+    saved = 1 - summary["updates"] / max(1, summary["at_most"])
     per = 1000 * seconds / max(summary["updates"], 1)
     outcomes = [(name.capitalize(), count(n), "trials") for name, n in summary["outcomes"].items()]
     return card_list(
         [
             ("Trials", count(len(rows)), f"{len(summary['valleys'])} settings"),
             *outcomes,
-            ("Updates", count(summary["updates"]), "of all trials together"),
+            ("Updates", count(summary["updates"]), f"{percent(saved)} saved by trials that ended"),
             ("Device time", duration(seconds), f"{per:.3g} ms an update of a trial"),
         ]
     )
