@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008), without their yellow, which is faint on white; markers differ too.
 COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6b6b6b"
 MARKERS = "osD^vPX"
+FEW = 15  # points of a curve that can be marked one by one
 WORDS = {
     "val_accuracy": "validation accuracy",
     "updates": "updates to the target",
@@ -57,9 +58,13 @@ def lines(
     percent: bool = False,
     x: str = "learning rate",
     log_x: bool = True,
+    joined: bool = True,
     theme: Theme = LIGHT,
 ) -> "Figure":
-    """A line for each name over points (x, middle, low, high); a band where low and high differ."""
+    """A line for each name over points (x, middle, low, high); a band where low and high differ.
+
+    joined: False leaves the lines out, for points that differ in more than x.
+    """
     with plots.style(theme):
         figure, ax = _wide(theme)
         looks = itertools.cycle(zip(COLORS, MARKERS, strict=True))
@@ -67,8 +72,11 @@ def lines(
             if not points:
                 continue
             at, middle, low, high = np.array(sorted(points)).T
-            ax.plot(at, middle, color=color, marker=marker, label=name, clip_on=False)
-            if (low < high).any():
+            line = "-" if joined else "none"
+            ax.plot(
+                at, middle, color=color, marker=marker, linestyle=line, label=name, clip_on=False
+            )
+            if joined and (low < high).any():
                 ax.fill_between(at, low, high, color=color, alpha=0.18, linewidth=0)
         if log_x:
             ax.set_xscale("log")
@@ -148,7 +156,9 @@ def range_test(
         for i, curve in enumerate(curves):
             label = f"each of {len(curves)} seeds" if i == 0 and len(curves) > 1 else None
             ax.plot(lrs, curve, color=theme.train, alpha=0.28, linewidth=0.9, label=label)
-        ax.plot(lrs, smooth, color=theme.train, linewidth=2, label="smoothed mean")
+        few = len(lrs) <= FEW
+        label = "mean" if few else "smoothed mean"
+        ax.plot(lrs, smooth, "o-" if few else "-", color=theme.train, linewidth=2, label=label)
         top = np.nanmax(smooth[: max(1, len(smooth) // 2)])
         bottom = np.nanmin(smooth)
         ax.set_ylim(bottom - 0.08 * (top - bottom), top + 0.6 * (top - bottom) + 1e-6)
@@ -186,6 +196,9 @@ def range_test(
             )
         if log:
             ax.set_xscale("log")
+        if few:
+            ax.set_xticks(lrs, [f"{v:g}" for v in lrs])
+            ax.minorticks_off()
         _frame(ax, theme, f"Range test: {suggestion['outcome']}", name, y)
         _legend(ax, theme)
     return figure
@@ -210,15 +223,16 @@ def save_sweep(
     valley: validation accuracy against rate, a line for each setting of the other axes.
     time: updates to the target against rate, where there is a target. heat: two axes as a map.
     """
-    keys = [k for k in summary["keys"] if k != "seed"]
+    keys, others = [k for k in summary["keys"] if k != "seed"], summary["lines"]
+    is_grid = not set(keys) - {"lr", *others}
     made: dict[str, Any] = {}
     if "lr" in keys and len({r["lr"] for r in rows}) > 1:
-        others = [k for k in keys if k != "lr"]
         made["valley"] = lines(
             _series(rows, others, "val_accuracy"),
             "Validation accuracy at the end",
             WORDS["val_accuracy"],
             percent=True,
+            joined=is_grid,
         )
         hits = [r for r in rows if r["outcome"] == "target"]
         if hits:
@@ -227,9 +241,10 @@ def save_sweep(
                 "Updates to the target",
                 WORDS["updates"],
                 log_y=True,
+                joined=is_grid,
             )
     if len(keys) == 2:
-        made["heat"] = _map(rows, keys)
+        made["heat"] = _map(rows, keys) if is_grid else scatter(rows, keys)
     return {name: plots.save(figure, folder / "plots" / name) for name, figure in made.items()}
 
 
@@ -265,6 +280,29 @@ def _map(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> "Figure":
     texts = [[_text(v) for v in values[k]] for k in (x, y)]
     names = WORDS.get(x, x), WORDS.get(y, y)
     return heat(table, texts[0], texts[1], names, "Validation accuracy, percent")
+
+
+def scatter(
+    rows: Sequence[Mapping[str, Any]], keys: Sequence[str], theme: Theme = LIGHT
+) -> "Figure":
+    """Sampled points of two numbers, coloured by validation accuracy; the best is framed."""
+    with plots.style(theme):
+        figure, ax = _wide(theme)
+        x, y = (np.array([row[k] for row in rows], float) for k in keys)
+        scores = np.array([row.get("val_accuracy") or 0.0 for row in rows])
+        points = ax.scatter(x, y, c=100 * scores, s=46, cmap="cividis", linewidth=0)
+        best = int(scores.argmax())
+        frame = {"facecolor": "none", "edgecolor": "#d55e00", "linewidth": 2}
+        ax.scatter(x[best], y[best], s=110, label=f"best {scores[best]:.1%}", **frame)
+        for values, scale in (x, ax.set_xscale), (y, ax.set_yscale):
+            if (values > 0).all() and values.max() > 20 * values.min():
+                scale("log")
+        names = [WORDS.get(k, k) for k in keys]
+        _frame(ax, theme, "Validation accuracy, percent", names[0], names[1])
+        _legend(ax, theme)
+        bar = figure.colorbar(points, cax=ax.inset_axes((1.05, 0.0, 0.03, 0.75)))
+        bar.outline.set_visible(False)
+    return figure
 
 
 def _text(value: Any) -> str:

@@ -31,6 +31,7 @@ from experiments.mack_2018 import claims, figures
 from experiments.mack_2018.plan import (
     BATCH,
     LARGE,
+    LOOK,
     ROOT,
     RULES,
     SEMANTICS,
@@ -49,6 +50,7 @@ from experiments.recipes import device
 from lrlab import devices, plots, records
 from lrlab import main as command
 from lrlab.jobs import sweep, train
+from lrlab.lanes import Lanes
 
 
 def train_all(size: Size, workdir: Path, dry_run: bool) -> None:
@@ -70,6 +72,24 @@ def train_all(size: Size, workdir: Path, dry_run: bool) -> None:
                 sweep.run(config(size, study, rule, chosen), folder / rule.lower(), options)
 
 
+def held_out(size: Size, best: Mapping[str, float], workdir: Path) -> dict[str, Any]:
+    """Of each rule at its best rate [(updates, validation accuracy)]; trained once, then kept."""
+    path = workdir / "validation.json"
+    if path.exists():
+        return records.read_json(path)
+    found: dict[str, Any] = {}
+    for rule, lr in best.items():
+        (group,) = sweep.check(config(size, "clean", rule, (lr,))).groups
+        lanes = Lanes(group.recipe, group.recipe.read(), [group.lane(group.trials[0])], LOOK)
+        found[rule] = []
+        while lanes.step < size.clean:
+            lanes.advance(LOOK)
+            (means,) = lanes.evaluate("validation", [0])
+            found[rule].append([lanes.step, means["accuracy"]])
+    records.write_json(path, found)
+    return found
+
+
 def report(name: str, size: Size, workdir: Path) -> None:
     """Figures, verdicts and record of sweeps that are done."""
     clean_rows, grown_rows = read(workdir / "clean"), read(workdir / "growth")
@@ -77,6 +97,7 @@ def report(name: str, size: Size, workdir: Path) -> None:
     published_rows = [row for folder in folders if folder.exists() for row in read(folder)]
     clean, cumulative = times(clean_rows), times(published_rows)
     model = size.model["name"]
+    best = {rule: min(pairs, key=lambda p: p[1])[0] for rule, pairs in clean.items() if pairs}
     for row in grown_rows:
         row["operations"] = row["updates"] * BATCH * cost(model, row["scale"])[1] / 1e9
     grown = {
@@ -93,7 +114,9 @@ def report(name: str, size: Size, workdir: Path) -> None:
         "valley_updates": figures.draw_valleys(clean, cumulative, caps, "updates to the target"),
         "valley_seconds": figures.draw_valleys(*seconds, none, "device seconds to the target"),
         "extremes": figures.draw_extremes(clean),
-        "curves": figures.draw_curves([*published_rows, *clean_rows], clean, size.target),
+        "curves": figures.draw_curves(
+            [*published_rows, *clean_rows], clean, size.target, held_out(size, best, workdir)
+        ),
         "growth": figures.draw_growth(grown_rows, grown, model),
     }
     for stem, figure in drawn.items():

@@ -142,10 +142,15 @@ def draw_extremes(clean: Times) -> "Figure":
     return figure
 
 
-def draw_curves(rows: Sequence[Row], clean: Times, target: float) -> "Figure":
-    """Training accuracy over time of each rule at its best rate: each look, and since the start."""
+def draw_curves(
+    rows: Sequence[Row], clean: Times, target: float, held_out: Mapping[str, Any]
+) -> "Figure":
+    """Accuracy of each rule at its best rate: validation, training at each look, since the start.
+
+    held_out: of each rule [(updates, validation accuracy)].
+    """
     with plots.style(plots.LIGHT):
-        figure, (left, right) = _figure(2, 1, 9.6, 4.2)
+        figure, (first, left, right) = _figure(3, 1, 12.6, 4.2)
         for rule, color, marker in _looks():
             if not clean[rule]:
                 continue
@@ -155,12 +160,18 @@ def draw_curves(rows: Sequence[Row], clean: Times, target: float) -> "Figure":
                 continue
             at, _, mean = np.array(row["curve"]).T
             look: dict[str, Any] = {"color": color, "marker": marker, "markevery": 0.1}
+            first.plot(*zip(*held_out[rule], strict=True), linewidth=0.9, **look)
             left.plot(at, mean, linewidth=0.9, label=f"{rule} {best:.2g}", **look)
             since = np.cumsum(mean * np.diff(at, prepend=0)) / at
             right.plot(at, since, **look)
-        for ax, title in (left, "Of each 50 updates"), (right, "Of all updates since the start"):
+        titles = (
+            "Validation, every 50 updates",
+            "Training, of each 50 updates",
+            "Training, of all since the start",
+        )
+        for ax, title in zip((first, left, right), titles, strict=True):
             ax.axhline(target, color=plots.LIGHT.soft, linewidth=0.8, linestyle=(0, (4, 3)))
-            _name(ax, title, "updates", "training accuracy", log="")
+            _name(ax, title, "updates", "accuracy" if ax is first else "", log="")
             ax.set_ylim(target - 0.12, 1)
             ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
         left.legend(loc="lower right", fontsize=8.5)
@@ -216,4 +227,4 @@ def _draw_fit(ax: "Axes", fit: Mapping[str, Any], lr: float) -> None:
     )
     low, high = fit["k_interval"]
     note = f"at {lr:g}: k = {fit['k']:.3g} [{low:.3g}, {high:.3g}] a weight"
-    ax.annotate(note, (0.03, 0.96), xycoords="axes fraction", va="top", fontsize=8.5)
+    ax.set_title(note, loc="right", fontsize=8.5)

@@ -8,6 +8,7 @@ import numpy as np
 
 NEAR = 0.01  # of accuracy: what is as good as the best
 RESAMPLES = 2000
+MANY = 12  # values of a number: more of them were sampled, and no two trials share one
 
 
 def bootstrap(scores: Sequence[float], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
@@ -82,24 +83,39 @@ def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     return {name: names.count(name) for name in dict.fromkeys(names)}
 
 
+def lines(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
+    """The keys that tell valleys apart: neither rate nor seed, nor a number that was sampled."""
+    found = []
+    for key in keys:
+        values = {repr(row[key]) for row in rows}
+        is_number = all(isinstance(row[key], int | float) for row in rows)
+        if key not in ("lr", "seed") and not (is_number and len(values) > MANY):
+            found.append(key)
+    return found
+
+
 def valleys(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[dict[str, Any]]:
     """For each setting of what is neither rate nor seed: what its rates came to.
 
     Returns:
       name, trials, outcomes; best: the best rate, its mean validation accuracy and interval over
       seeds; good: the band of rates around it whose mean is within NEAR of it, and its width in
-      decades; trains: the lowest and the highest rate at which any trial reached the target, and
-      how many did; fastest: the rate that took the fewest updates to it.
+      decades, unless other numbers were sampled along; trains: the lowest and the highest rate at
+      which any trial reached the target, and how many did; fastest: the rate that took the fewest
+      updates to it.
     """
-    lines = [k for k in keys if k not in ("lr", "seed")]
+    split = lines(rows, keys)
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
-        name = ", ".join(_text(row[k]) for k in lines) or "all"
+        name = ", ".join(_text(row[k]) for k in split) or "all"
         groups.setdefault(name, []).append(row)
-    return [_valley(name, members, keys) for name, members in groups.items()]
+    is_grid = not set(keys) - {"lr", "seed", *split}
+    return [_valley(name, members, keys, is_grid) for name, members in groups.items()]
 
 
-def _valley(name: str, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> dict[str, Any]:
+def _valley(
+    name: str, rows: Sequence[Mapping[str, Any]], keys: Sequence[str], is_grid: bool
+) -> dict[str, Any]:
     by_rate = sorted(settings(rows, keys), key=lambda e: e.get("lr", 0.0))
     means = [e["val_accuracy"] for e in by_rate]
     best = int(np.argmax(means))
@@ -108,7 +124,7 @@ def _valley(name: str, rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -
     found["best"] = {
         k: by_rate[best].get(k) for k in ("lr", "val_accuracy", "low", "high", "seeds")
     }
-    if "lr" in keys and len(lrs) > 1:
+    if "lr" in keys and len(lrs) > 1 and is_grid:
         low, high = band(lrs, [m >= means[best] - NEAR for m in means], best)
         found["good"] = {"low": low, "high": high, "decades": decades(low, high)}
     hits = [r for r in rows if r["outcome"] == "target"]
@@ -130,6 +146,7 @@ def summary(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], at_most: int
     """All of it, as the record keeps it; `at_most`: updates if no trial had ended early."""
     return {
         "keys": list(keys),
+        "lines": lines(rows, keys),
         "trials": len(rows),
         "outcomes": _counts(rows),
         "updates": int(sum(r["updates"] for r in rows)),

@@ -396,6 +396,8 @@ def _shown(curve: Curve, spec: Mapping[str, Any]) -> list[str]:
         lines.append(f"the readings' consensus is {found.consensus:.3g}; {agree}")
     if found.advice:
         lines.append(found.advice)
+    if key not in ("lr", SIZE):
+        lines.append(f"at one rate the loss falls anyway: trust where it breaks, and sweep {key}")
     band = f", {found.low:.2g} to {found.high:.2g} over seeds" if found.low else ""
     return [*lines, f"suggested {key}{of} {found.lr:.3g}{band}"]
 

@@ -455,8 +455,9 @@ def _banner(planned: Plan, folder: Path, options: _start.Options) -> str:
         *((axis.key, _span(axis, sweep.method)) for axis in sweep.axes),
         (
             "trials",
-            f"{len(planned.trials):,} ({sweep.method}) in {len(lanes)} programs of "
-            f"{min(lanes)}{f' to {max(lanes)}' * (min(lanes) != max(lanes))} lanes",
+            f"{len(planned.trials):,} ({sweep.method}) in {len(lanes)} program"
+            f"{'s' * (len(lanes) > 1)} of {min(lanes)}"
+            f"{f' to {max(lanes)}' * (min(lanes) != max(lanes))} lanes",
         ),
         (
             "budget",
@@ -474,7 +475,8 @@ def _ending(folder: Path) -> str:
     saved = 1 - said["updates"] / max(1, said["at_most"])
     lines = [
         f"{said['trials']:,} trials: {outcomes}",
-        f"{said['updates']:,} updates; trials that ended early saved {saved:.0%}",
+        f"{said['updates']:,} updates"
+        + (f"; trials that ended early saved {saved:.0%}" if saved else ""),
     ]
     for entry in said["valleys"]:
         best, good = entry["best"], entry.get("good")

@@ -72,10 +72,14 @@ def _cards(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str
         [
             ("Trials", count(len(rows)), f"{len(summary['valleys'])} settings"),
             *outcomes,
-            ("Updates", count(summary["updates"]), f"{percent(saved)} saved by trials that ended"),
+            ("Updates", count(summary["updates"]), _saving(saved)),
             ("Device time", duration(seconds), f"{per:.3g} ms an update of a trial"),
         ]
     )
+
+
+def _saving(share: float) -> str:
+    return f"{percent(share)} saved by trials that ended" if share else "of all trials together"
 
 
 def _valleys(entries: Sequence[Mapping[str, Any]]) -> str:
