@@ -130,12 +130,13 @@ def test_no_rate_is_made_up_where_there_is_none():
         assert found.advice
 
 
-def test_the_suggestion_is_the_lower_of_lowest_and_a_quarter_of_the_edge():
+@pytest.mark.parametrize("below", [suggest.PLAIN, suggest.ADAPTIVE])
+def test_the_suggestion_is_so_far_below_the_edge_and_at_most_lowest(below):
     curve = np.interp(np.linspace(0, 19, 200), np.arange(20), LOSS)
     lrs = np.geomspace(1e-5, 1, 200)
-    found = suggest.suggest(lrs, [curve, curve * 1.01])
+    found = suggest.suggest(lrs, [curve, curve * 1.01], below)
     assert found.outcome == "ok"
-    assert found.lr == min(found.readings["lowest"], found.edge / 4)
+    assert found.lr == min(found.readings["lowest"], found.edge / below)
     assert found.low <= found.lr <= found.high * 1.0001
     there = [r for r in found.readings.values() if r]
     assert found.spread == max(there) / min(there)

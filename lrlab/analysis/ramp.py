@@ -56,6 +56,7 @@ def range_test(
     updates: int = 400,
     seeds: int = 3,
     seed: int = 0,
+    below: float | None = None,
 ) -> RangeTest:
     """Raises the rate update by update, from the same parameters, and reads the losses.
 
@@ -66,6 +67,8 @@ def range_test(
       batches: a tree of arrays [batches, ...]; each seed goes through them in orders of its own.
       optimizer: rate -> transformation, such as `optax.adam`; the rate is traced.
       low, high, updates: of the ramp, which is exponential.
+      below: how many times below the edge the suggestion is; None takes `suggest.PLAIN` for
+        optax.sgd and `suggest.ADAPTIVE` for all else.
     Raises:
       ValueError: not 0 < low < high, too few updates, no seed, or no batch.
     """
@@ -101,7 +104,9 @@ def range_test(
     every = jax.jit(jax.vmap(one, (0, None, None, None)))
     losses = np.array(every(order, rates, params, batches))
     losses[~np.isfinite(losses)] = np.nan
-    return RangeTest(rates, losses, suggest.suggest(rates, losses))
+    if below is None:
+        below = suggest.PLAIN if optimizer is optax.sgd else suggest.ADAPTIVE
+    return RangeTest(rates, losses, suggest.suggest(rates, losses, below))
 
 
 def _order(seed: int, updates: int, count: int) -> np.ndarray:

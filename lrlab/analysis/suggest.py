@@ -16,6 +16,9 @@ DIVERGED = 4.0  # times the best smoothed loss
 LEAST = 20  # points of a curve that can be read
 RISE = 0.25  # of what the loss fell: so much of it back is the edge of divergence
 FLAT = 0.05  # of the first loss: what a curve must fall for there to be a slope
+# How many times below the edge a whole run trains best, by `experiments/range_test.py`: plain
+# gradient steps near it, adaptive rules, whose steps do not shrink with the gradient, far below.
+PLAIN, ADAPTIVE = 4.0, 15.0
 NEAR = 0.1  # of what the loss fell: within so much of the best, a batch size is as good
 
 
@@ -108,8 +111,7 @@ class Suggestion:
     """What a range test says.
 
     outcome: "ok", "flat", "all diverged" or "too short"; advice: what to change, if anything.
-    lr: the lower of `lowest` and a quarter of the edge; of `knee` the batch size. None unless ok.
-      Of all readings it came closest to the best of a grid (`experiments/range_test.py`).
+    lr: the edge / PLAIN or / ADAPTIVE, at most `lowest`; of `knee` the batch size. None unless ok.
     low, high: that over seeds; None with one seed.
     consensus: the middle, in log, of the readings people use. spread: highest / lowest of them.
     readings: of the mean curve, by name; `edge` among them is a quarter of the edge.
@@ -131,11 +133,12 @@ class Suggestion:
         return dataclasses.asdict(self)
 
 
-def suggest(lrs: npt.ArrayLike, curves: npt.ArrayLike) -> Suggestion:
+def suggest(lrs: npt.ArrayLike, curves: npt.ArrayLike, below: float = PLAIN) -> Suggestion:
     """Reads the curves of a range test, one a seed.
 
     Args:
       lrs: rates, rising. curves: mean losses [seeds][updates]; NaN from where a lane had stopped.
+      below: PLAIN or ADAPTIVE, by the update rule.
     """
     rates, raw = np.asarray(lrs, np.float64), np.asarray(curves, np.float64)
     if len(rates) < LEAST:
@@ -159,11 +162,11 @@ def suggest(lrs: npt.ArrayLike, curves: npt.ArrayLike) -> Suggestion:
             "raise the last rate or updates; a model that is trained already stays flat",
             edge=at,
         )
-    own = [choose(read(rates, level(curve[: ending(curve)]))[0]) for curve in raw]
+    own = [choose(*read(rates, level(curve[: ending(curve)])), below) for curve in raw]
     there = sorted(r for r in readings.values() if r)
     return Suggestion(
         "ok",
-        lr=choose(readings),
+        lr=choose(readings, at, below),
         low=min(own) if len(own) > 1 else None,
         high=max(own) if len(own) > 1 else None,
         consensus=math.exp(float(np.median(np.log(there)))),
@@ -213,9 +216,14 @@ def ending(curve: np.ndarray) -> int:
     return int(bad[0]) if len(bad) else len(curve)
 
 
-def choose(readings: Mapping[str, float | None]) -> float:
-    """The lower of the rate of the lowest loss and a quarter of the edge."""
-    return min(r for r in (readings["lowest"], readings["edge"]) if r)
+def choose(readings: Mapping[str, float | None], broke: float | None, below: float) -> float:
+    """What to train with: so far below the edge, and no more than `lowest`.
+
+    Where the ramp never broke, the edge is taken to be at PLAIN times `lowest`, at least.
+    """
+    best = readings["lowest"]
+    assert best is not None
+    return min(best, (broke or PLAIN * best) / below)
 
 
 def read(lrs: np.ndarray, losses: np.ndarray) -> tuple[dict[str, float | None], float | None]:
