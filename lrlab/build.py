@@ -21,7 +21,14 @@ from lrlab import batching, devices, fields, optimizers, planning, resolve
 from lrlab.data import DataError, Dataset, Source
 from lrlab.optimizers import MakeTx
 from lrlab.resolve import ConfigError, Problems
-from lrlab.train_step import Model, State, init_state, make_eval_step, make_train_step
+from lrlab.train_step import (
+    PART_NORM,
+    Model,
+    State,
+    init_state,
+    make_eval_step,
+    make_train_step,
+)
 
 Scheduled = Mapping[str, optax.Schedule]
 ROOMS = {  # a section of a config -> where its name resolves
@@ -68,27 +75,48 @@ class Recipe:
         return optimizers.finds_rate(self.shapes.opt)
 
     @property
+    def measures_noise(self) -> bool:
+        """Whether the gradients of parts of a batch are recorded, for the noise scale."""
+        return bool(self.config["noise_scale"]) or self.regime.reads == "noise"
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """What is recorded of every update beside RECORDED."""
-        return (*self.scheduled, *(("effective_lr",) if self.is_rate_found else ()))
+        more = {PART_NORM: self.measures_noise, "effective_lr": self.is_rate_found}
+        return (*self.scheduled, *(name for name, is_there in more.items() if is_there))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The batch sizes that the run comes to, rising: all, where what is seen decides."""
+        return _reached(self.regime, self.config["epochs"])
+
+    def parts(self, size: int, found: int | None = None) -> int:
+        """In how many parts a device takes its share of a batch; `found`: devices, if not all."""
+        parts, found = self.regime.parts(size), found or devices.count()
+        return 2 if self.measures_noise and parts * found == 1 else parts
+
+    def epochs(self) -> tuple[batching.Epoch, ...]:
+        """Every epoch's place and batches, of a run whose batches are planned."""
+        return batching.epochs_of(self.regime, self.config["epochs"], self.source.sizes[0])
 
     def init(self) -> State:
         """A fresh state, on the devices."""
         shape = self.source.feature_shape
         return devices.replicate(init_state(self.model, self.make_tx, shape, self.config["seed"]))
 
-    def train_step(self) -> Any:
-        """The train step, averaged over the devices."""
+    def train_step(self, size: int) -> Any:
+        """The train step of a batch size, averaged over the devices."""
         skip = self.config["nonfinite"]["policy"] == "skip"
         return make_train_step(
             self.model,
             self.make_tx,
             self.shape,
             devices.AXIS,
-            self.regime.micro,
+            self.parts(size),
             skip,
             self.scheduled,
             self.is_rate_found,
+            self.measures_noise,
         )
 
     def eval_step(self) -> Any:
@@ -135,10 +163,10 @@ def check(config: Mapping[str, Any], parts: int | None = None) -> Recipe:
         source = problems.attempt(lambda: _made(full, "data", Source))
     except DataError as e:
         absent = e
-    regime = problems.attempt(lambda: _made(full, "batch", batching.Regime))
+    regime = problems.attempt(lambda: _regime(full, source))
     model = problems.attempt(lambda: _model(full["model"], source))
     per_epoch = (
-        problems.attempt(lambda: _per_epoch(source, regime, parts or devices.count()))
+        problems.attempt(lambda: _per_epoch(source, regime, full, parts or devices.count()))
         if source and regime
         else None
     )
@@ -297,17 +325,37 @@ def _optimizer(
     return make_tx
 
 
-def _per_epoch(source: Source, regime: batching.Regime, found: int) -> int:
-    """Updates of an epoch at the first size; problems of every size."""
+def _regime(full: Mapping[str, Any], source: Source | None) -> batching.Regime:
+    """The regime, told how many examples there are if it wants to know."""
+    spec, given = full["batch"], {}
+    if isinstance(spec.get("name"), str):
+        target = resolve.find(ROOMS["batch"], spec["name"], "batch.name")
+        if "examples" in resolve.parameters(target) and "examples" not in spec:
+            given["examples"] = source.sizes[0] if source else None
+    return _made(full, "batch", batching.Regime, given)
+
+
+def _reached(regime: batching.Regime, epochs: Any) -> tuple[int, ...]:
+    """The sizes that a run comes to: all, where losses decide."""
+    if regime.reads or not isinstance(epochs, int):
+        return regime.sizes
+    return tuple(sorted({regime.at(epoch, ())[0] for epoch in range(min(epochs, 100_000))}))
+
+
+def _per_epoch(source: Source, regime: batching.Regime, full: Mapping[str, Any], found: int) -> int:
+    """Updates of an epoch at the first size; problems of every size that the run comes to."""
     problems, examples = [], source.sizes[0]
-    for size in regime.sizes:
+    for size in _reached(regime, full["epochs"]):
         if size > examples:
             problems.append(
                 f"batch.size={size} is more than {source.name}'s {examples:,} training examples"
             )
-        if size % (found * regime.micro):
-            parts = f" x {regime.micro} micro-batches" if regime.micro > 1 else ""
-            near = batching.nearest(size, found * regime.micro)
+        divisor = found * regime.parts(size)
+        if (full["noise_scale"] or regime.reads == "noise") and divisor == 1:
+            divisor = 2
+        if size % divisor:
+            parts = f" x {divisor // found} micro-batches" if divisor > found else ""
+            near = batching.nearest(size, divisor)
             problems.append(f"batch.size={size} is not divisible by {found} devices{parts}; {near}")
     for name, size in zip(("training", "validation", "test"), source.sizes, strict=True):
         if size < 1 and (name != "validation" or regime.reads_losses):

@@ -19,8 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrlab import devices, metrics
-from lrlab.batching import updates_per_epoch
+from lrlab import batching, devices, metrics
 from lrlab.data import Dataset, Split
 from lrlab.train_step import RECORDED, EvalStep, State, TrainStep
 
@@ -54,14 +53,16 @@ class Feed:
     length: batches in a block; the only block of resident data holds them all.
     """
 
-    def __init__(self, split: Split, batches: int, size: int, placement: str):
+    def __init__(
+        self, split: Split, batches: int, size: int, placement: str, like: "Feed | None" = None
+    ):
         self.split, self.batches, self.size = split, batches, size
         self.streamed = placement == "stream"
         per_batch = size * max(1, split.x[:1].nbytes)
         self.length = min(batches, max(1, BLOCK // per_batch)) if self.streamed else batches
         self._order = np.zeros((batches, size), np.int32)
         self._counting = devices.shard(self._by_device(np.arange(self.length * size)))
-        self._resident: Any = None
+        self._resident: Any = like.resident() if like else None
         self._rows: Any = None
         self._pool = ThreadPoolExecutor(1) if self.streamed else None
         self._here: tuple[int, Any] | None = None  # streamed: the block in use, by its number
@@ -89,11 +90,7 @@ class Feed:
     def block(self, index: int) -> tuple[Any, Any]:
         """(x, y) on the devices and the rows of them: int32 [devices, length, size / devices]."""
         if self._pool is None:
-            if self._resident is None:
-                self._resident = devices.replicate(
-                    (np.asarray(self.split.x), np.asarray(self.split.y))
-                )
-            return self._resident, self._rows
+            return self.resident(), self._rows
         if self._here is None or self._here[0] != index:
             if self._ahead is None or self._ahead[0] != index:
                 self._ahead = index, self._pool.submit(self._gather, index)
@@ -101,6 +98,13 @@ class Feed:
             if (index + 1) * self.length < self.batches:
                 self._ahead = index + 1, self._pool.submit(self._gather, index + 1)
         return self._here[1], self._counting
+
+    def resident(self) -> Any:
+        """The whole split on the devices; None where it is streamed."""
+        if self._resident is None and not self.streamed:
+            arrays = np.asarray(self.split.x), np.asarray(self.split.y)
+            self._resident = devices.replicate(arrays)
+        return self._resident
 
     def _gather(self, index: int) -> Any:
         rows = self._order[index * self.length : (index + 1) * self.length]
@@ -121,7 +125,9 @@ class Training:
     """Runs stretches of an epoch at one batch size.
 
     step: made with axis=devices.AXIS. size: examples an update over all devices, a multiple of
-    their number. columns: of what the step records.
+    their number. columns: of what the step records. base: updates an epoch on the schedules'
+    clock, if not those of this size. like: one of another size, whose data on the devices this one
+    shares.
     """
 
     def __init__(
@@ -132,14 +138,16 @@ class Training:
         placement: str,
         seed: int,
         columns: int = len(RECORDED),
+        base: int | None = None,
+        like: "Training | None" = None,
     ):
-        self.updates = updates_per_epoch(len(dataset.train), size)
-        self.feed = Feed(dataset.train, self.updates, size, placement)
-        self._seed, self._epoch = seed, -1
+        self.updates = batching.updates_per_epoch(len(dataset.train), size)
+        self.feed = Feed(dataset.train, self.updates, size, placement, like.feed if like else None)
+        self._seed, self._epoch, self._base = seed, -1, base or self.updates
         self._constants = constants(dataset), devices.replicate(np.uint32(seed))
         local, length = size // devices.count(), self.feed.length
 
-        def loop(data, rows, state, constants, lr, numbers):
+        def loop(data, rows, state, constants, lr, numbers, ticks):
             (shift_and_scale, seed), (first, count, skipped, limit) = constants, numbers
             key = jax.random.fold_in(jax.random.key(seed), 2)
             place = jax.lax.axis_index(devices.AXIS) * local + jnp.arange(local)
@@ -148,7 +156,8 @@ class Training:
                 i, state, out, skipped = carry
                 at, before = rows[first + i], state.step
                 x = standard(data[0][at], shift_and_scale)
-                state, recorded = step(state, {"x": x, "y": data[1][at], "rows": place}, key, lr)
+                batch = {"x": x, "y": data[1][at], "rows": place}
+                state, recorded = step(state, batch, key, lr, tick=ticks[i])
                 skipped = jnp.where(recorded[FINITE] > 0, 0, skipped + 1)
                 # One too many in a row ends the stretch, and does not count as done.
                 done = jnp.where(skipped > limit, before, state.step)
@@ -177,7 +186,9 @@ class Training:
         data, rows = self.feed.block(first // self.feed.length)
         # In NumPy: the call itself brings them to the devices in a tenth of the time.
         numbers = np.array([first % self.feed.length, count, skipped, limit], np.int32)
-        return data, rows, state, self._constants, np.float32(lr), numbers
+        ticks = np.zeros(self.feed.length, np.int32)
+        ticks[:count] = batching.ticks(epoch, first, count, self.updates, self._base)
+        return data, rows, state, self._constants, np.float32(lr), numbers, ticks
 
     def compile(self, state: State) -> Any:
         """The compiled program, compiled once; its `memory_analysis()` says what it takes."""

@@ -27,6 +27,7 @@ DEFAULTS: dict[str, Any] = {
     "weight_decay": 0.0,
     "label_smoothing": 0.0,
     "eval_size": None,
+    "noise_scale": False,
     "nonfinite": {"policy": "stop", "factor": 0.5, "most": 3},
     "checkpoint": {"keep": 2, "minutes": 0.5},
     "job": {"name": "train"},

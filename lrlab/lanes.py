@@ -10,6 +10,7 @@ gathers) is computed once for all of them, and a lane that is over costs nothing
 the lanes are one more axis (`vmap`).
 """
 
+import bisect
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lrlab import devices, epoch, metrics
-from lrlab.batching import updates_per_epoch
+from lrlab import batching, devices, epoch, metrics
+from lrlab.batching import Epoch
 from lrlab.build import Recipe
 from lrlab.data import Dataset
 from lrlab.train_step import RECORDED, initializer, make_eval_step, make_train_step
@@ -78,7 +79,7 @@ class Lanes:
         self.engine = engine if engine != "auto" else "loop" if devices.is_cpu() else "vmap"
         self.active = list(range(len(lanes)))
         self.step = self.lane_updates = 0
-        self.size = recipe.regime.sizes[0]
+        self._epochs = recipe.epochs()
         self.names = tuple(sorted({name for lane in lanes for name in lane.values}))
         self._dataset, self._train = dataset, dataset.train
         self._seeds = sorted({lane.seed for lane in lanes})
@@ -103,6 +104,11 @@ class Lanes:
             place[i % count, i // count] = lane
         return place
 
+    @property
+    def size(self) -> int:
+        """Examples of the next update."""
+        return self._at(self.step).size
+
     def advance(self, count: int) -> np.ndarray:
         """Does `count` more updates of every active lane.
 
@@ -110,21 +116,48 @@ class Lanes:
           float32 [count, lanes, RECORDED and scheduled values]; NaN for lanes that are not active.
           An update whose "finite" is 0 changed nothing, and its lane is stopped for good.
         """
+        found = []
+        while count:
+            part = min(count, self._alike() - self.step)
+            found.append(self._advance(part))
+            count -= part
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+    def _advance(self, count: int) -> np.ndarray:
+        """Updates of one batch size and one factor of the rate."""
         arguments = self._arguments(count)
         self._state, self._memory, out = self._program("train", arguments)(*arguments)
         self.step += count
         self.lane_updates += count * len(self.active)
         return self._by_lane(np.asarray(out)[:, :count].swapaxes(0, 1), self.active)
 
+    def _at(self, step: int) -> Epoch:
+        """The epoch that an update belongs to; beyond the last, one more like it."""
+        epochs = self._epochs
+        number = bisect.bisect_right(epochs, step, key=lambda e: e.first) - 1
+        last = epochs[number]
+        more = (step - last.first) // last.updates  # 0 within the run
+        first = last.first + more * last.updates
+        return dataclasses.replace(last, number=last.number + more, first=first)
+
+    def _alike(self) -> int:
+        """The first update that differs from the next one in batch size or factor."""
+        here = self._at(self.step)
+        for later in self._epochs[here.number + 1 :]:
+            if (later.size, later.scale) != (here.size, here.scale):
+                return later.first
+        return self.step + self.length
+
     def _arguments(self, count: int) -> tuple:
+        rows, ticks = self._rows(self.step, count)
         return (
             self._on_device("train"),
-            self._rows(self.step, count),
+            rows,
             self._state,
             self._memory,
             self._constants,
             *self._settings(self.active),
-            devices.replicate(np.array([self.step, count], np.int32)),
+            devices.replicate((np.array([self.step, count], np.int32), ticks)),
         )
 
     def stopped(self) -> np.ndarray:
@@ -241,19 +274,25 @@ class Lanes:
             self._data[split] = devices.replicate(arrays)
         return self._data[split]
 
-    def _rows(self, first: int, count: int) -> jax.Array:
-        """Examples of the next updates, int32 [seeds, length, size], as the single runs take."""
-        per_epoch = updates_per_epoch(len(self._train), self.size)
-        rows = np.zeros((len(self._seeds), self.length, self.size), np.int32)
-        for s, seed in enumerate(self._seeds):
-            at = 0
-            while at < count:
-                number, inside = divmod(first + at, per_epoch)
-                part = min(count - at, per_epoch - inside)
-                order = self._order(seed, number)[inside * self.size : (inside + part) * self.size]
-                rows[s, at : at + part] = order.reshape(part, self.size)
-                at += part
-        return devices.replicate(rows)
+    def _rows(self, first: int, count: int) -> tuple[jax.Array, np.ndarray]:
+        """Examples of the next updates, int32 [seeds, length, size], as the single runs take.
+
+        And where their schedules stand, int32 [length].
+        """
+        size, base = self.size, self._epochs[0].updates
+        rows = np.zeros((len(self._seeds), self.length, size), np.int32)
+        ticks = np.zeros(self.length, np.int32)
+        at = 0
+        while at < count:
+            epoch = self._at(first + at)
+            inside = first + at - epoch.first
+            part = min(count - at, epoch.updates - inside)
+            for s, seed in enumerate(self._seeds):
+                order = self._order(seed, epoch.number)[inside * size : (inside + part) * size]
+                rows[s, at : at + part] = order.reshape(part, size)
+            ticks[at : at + part] = batching.ticks(epoch.number, inside, part, epoch.updates, base)
+            at += part
+        return devices.replicate(rows), ticks
 
     def _order(self, seed: int, number: int) -> np.ndarray:
         if (seed, number) not in self._orders:
@@ -263,12 +302,12 @@ class Lanes:
 
     def _settings(self, lanes: Sequence[int]) -> tuple[Any, Any]:
         """Each slot's numbers, and the slots to walk: those of these lanes, seed by seed."""
-        blank = self.lanes[0]
+        blank, scale = self.lanes[0], self._at(self.step).scale
         chosen = [[self.lanes[i] if i >= 0 else blank for i in row] for row in self._place]
         numbers = {
             "seed": np.array([[lane.seed for lane in row] for row in chosen], np.uint32),
             "which": np.array([[self._seeds.index(a.seed) for a in row] for row in chosen], int),
-            "lr": np.array([[lane.lr for lane in row] for row in chosen], np.float32),
+            "lr": np.array([[lane.lr * scale for lane in row] for row in chosen], np.float32),
             "live": np.isin(self._place, lanes),
             **{
                 name: np.array([[lane.values[name] for lane in row] for row in chosen], np.float32)
@@ -287,9 +326,9 @@ class Lanes:
         return devices.shard(numbers), devices.shard({"walk": walk, "starts": starts})
 
     def _program(self, kind: str, arguments: tuple) -> Any:
-        slots = self._place.shape[1]
+        train = kind == "train"
+        slots = self._place.shape[1], self.size if train else 0
         if (kind, slots) not in self._programs:
-            train = kind == "train"
             made = devices.parallel(
                 self._train_chunk if train else self._evaluate_split,
                 sharded=(2, 3, 5, 6) if train else (2, 4, 5),
@@ -308,27 +347,29 @@ class Lanes:
             recipe.make_tx,
             recipe.shape,
             None,
-            recipe.regime.micro,
+            recipe.parts(self.size, 1),
             recipe.config["nonfinite"]["policy"] == "skip",
             {**recipe.scheduled, **held},
             recipe.is_rate_found,
+            recipe.measures_noise,
         )
 
     @property
     def columns(self) -> tuple[str, ...]:
         """What is recorded of every update of a lane."""
-        scheduled = dict.fromkeys((*self.recipe.scheduled, *self.names))
-        return (*RECORDED, *scheduled, *(("effective_lr",) if self.recipe.is_rate_found else ()))
+        recipe = self.recipe
+        scheduled = dict.fromkeys((*recipe.scheduled, *self.names))
+        return (*RECORDED, *scheduled, *recipe.columns[len(recipe.scheduled) :])
 
     def _train_chunk(self, data, rows, states, memory, constants, numbers, walks, clock):
         keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(s), 2))(numbers["seed"])
-        place = jnp.arange(self.size)
+        place, (clock, ticks) = jnp.arange(rows.shape[-1]), clock
         out = jnp.zeros((self.length, len(numbers["lr"]), len(self.columns)))
 
-        def lane(number, key, live, state, memory, batch, t):
+        def lane(number, key, live, state, memory, batch, t, tick):
             """One update of one lane; `number` holds its scalars."""
             live = live & (state.step == t) & (memory[0] == 0)
-            state, recorded = self._step(number)(state, batch, key, number["lr"], live)
+            state, recorded = self._step(number)(state, batch, key, number["lr"], live, tick)
             if self.watch:
                 mean = recorded[RECORDED.index("loss")] / recorded[RECORDED.index("weight")]
                 after, stop = self.watch(memory[1:], t, mean)
@@ -350,7 +391,7 @@ class Lanes:
                     state, mine = _barrier(jax.tree.map(lambda a: a[r], (states, memory)))
                     number = jax.tree.map(lambda a: a[r], numbers)
                     state, mine, recorded = lane(
-                        number, keys[r], number["live"], state, mine, batch, clock[0] + i
+                        number, keys[r], number["live"], state, mine, batch, clock[0] + i, ticks[i]
                     )
                     new = _barrier((state, mine))  # else XLA copies all lanes' states, twice
                     put = jax.tree.map(lambda a, b: a.at[r].set(b), (states, memory), new)
@@ -368,10 +409,10 @@ class Lanes:
                 batch = batch_of(rows[0, i])
             else:
                 batch = jax.vmap(batch_of)(rows[numbers["which"], i])
-            axes = (0, 0, 0, 0, 0, None if shared else 0, None)
+            axes = (0, 0, 0, 0, 0, None if shared else 0, None, None)
             each: Any = jax.vmap(lane, axes)
             states, memory, recorded = each(
-                numbers, keys, numbers["live"], states, memory, batch, clock[0] + i
+                numbers, keys, numbers["live"], states, memory, batch, clock[0] + i, ticks[i]
             )
             return states, memory, out.at[i].set(recorded)
 

@@ -8,9 +8,10 @@ checkpoint needs beside the state is the few numbers of `Position`.
 import dataclasses
 import functools
 import hashlib
+import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -18,14 +19,16 @@ import jax
 import numpy as np
 
 from lrlab import devices, epoch, metrics, records
+from lrlab.analysis import noise_scale
+from lrlab.batching import Regime
 from lrlab.build import Recipe
 from lrlab.checkpoint import Checkpoints
 from lrlab.data import Dataset
-from lrlab.train_step import RECORDED
+from lrlab.train_step import PART_NORM, RECORDED
 
 STRETCH = 1.0  # seconds between two looks of the host at a run: signals, progress, records
 WAIT = 0.1  # seconds between two looks while something is compiled
-LR, LOSS, IS_FINITE = (RECORDED.index(name) for name in ("lr", "loss", "finite"))
+LR, GRAD_NORM, LOSS, IS_FINITE = map(RECORDED.index, ("lr", "grad_norm", "loss", "finite"))
 
 
 class DivergedError(RuntimeError):
@@ -38,7 +41,8 @@ class Position:
 
     epoch, first: epochs done, and updates done in the one that goes on. examples: seen so far.
     lr_scale, rollbacks: what roll-backs made of the rate, and how many. skipped: updates in a row.
-    losses: validation loss of every epoch done. mean: training sums of the epoch that goes on.
+    losses, noise: validation loss and noise scale of every epoch done, where there are such.
+    parts, mean: sums that tell the noise scale, and training sums, of the epoch that goes on.
     best: the best row so far. lr: the last rate used. rows: rows in metrics.jsonl. seconds: of the
     run; epoch_seconds: of training in the epoch that goes on.
     """
@@ -50,12 +54,18 @@ class Position:
     rollbacks: int = 0
     skipped: int = 0
     losses: list[float] = dataclasses.field(default_factory=list)
+    noise: list[float | None] = dataclasses.field(default_factory=list)
+    parts: list[float] = dataclasses.field(default_factory=lambda: [0.0, 0.0])
     mean: dict[str, Any] = dataclasses.field(default_factory=lambda: metrics.Mean().state())
     best: dict[str, Any] | None = None
     lr: float | None = None
     rows: int = 0
     seconds: float = 0.0
     epoch_seconds: float = 0.0
+
+    def seen(self, regime: Regime) -> Sequence[Any]:
+        """What a regime looks at."""
+        return self.noise if regime.reads == "noise" else self.losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +110,8 @@ class Run:
         self._best_state: tuple[int, Any, dict[str, Any]] | None = None
         self._training: dict[int, epoch.Training] = {}
         self._evaluations: dict[str, epoch.Evaluation] = {}
+        self._like = jax.tree.map(_form, self.state)
+        self._coming: tuple[int, futures.Future[epoch.Training]] | None = None
         self._started = self._saved = time.monotonic()
         self.is_unsaved = False  # whether it knows more than its last checkpoint
         self.pace = 0.0  # examples a second, of the last stretch
@@ -141,16 +153,53 @@ class Run:
     def training(self, size: int) -> epoch.Training:
         """The compiled training of a batch size, made when it is first wanted."""
         if size not in self._training:
-            step, seed = self.recipe.train_step(), self.recipe.config["seed"]
-            columns = len(RECORDED) + len(self.recipe.columns)
-            made = epoch.Training(step, self.dataset, size, self.placement, seed, columns)
-            made.compile(self.state)
-            self._training = {size: made}  # an earlier size is over: regimes do not go back
+            coming, self._coming = self._coming, None
+            is_it = coming is not None and coming[0] == size
+            self._training[size] = coming[1].result() if coming and is_it else self._make(size)
+            for earlier in [s for s in self._training if s < size]:
+                del self._training[earlier]  # they are over: regimes do not go back
         return self._training[size]
+
+    def _make(self, size: int) -> epoch.Training:
+        like = next(iter(self._training.values()), None)
+        made = epoch.Training(
+            self.recipe.train_step(size),
+            self.dataset,
+            size,
+            self.placement,
+            self.recipe.config["seed"],
+            len(RECORDED) + len(self.recipe.columns),
+            self.recipe.per_epoch,
+            like,
+        )
+        made.compile(self._like)
+        return made
+
+    def noise(self, sums: Sequence[float], recorded: np.ndarray, size: int) -> list[float]:
+        """Sums (tr(S), |G|^2) with those of more updates added."""
+        part = size // (devices.count() * self.recipe.parts(size))
+        norms = recorded[:, len(RECORDED) + self.recipe.columns.index(PART_NORM)]
+        both = (
+            np.square(norms, dtype=np.float64),
+            np.square(recorded[:, GRAD_NORM], dtype=np.float64),
+        )
+        more = noise_scale.pair(*both, part, size)
+        return [float(total + found.sum()) for total, found in zip(sums, more, strict=True)]
 
     def is_compiled(self, size: int) -> bool:
         """Whether an epoch at this batch size can begin at once."""
         return size in self._training and (not self.validates or "validation" in self._evaluations)
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether a thread compiles a batch size that is to come."""
+        return self._coming is not None and not self._coming[1].done()
+
+    def look_ahead(self, size: int) -> None:
+        """Compiles the batch size after this one, meanwhile."""
+        larger = next((s for s in self.recipe.sizes if s > size), None)
+        if larger and larger not in self._training and not self._coming:
+            self._coming = larger, in_thread(functools.partial(self._make, larger))
 
     def compile(self, size: int) -> None:
         """Compiles what an epoch at this batch size needs."""
@@ -207,6 +256,10 @@ class Run:
             "seconds": round(self.seconds(), 3),
             "examples_per_second": round(at.first * size / seconds) if seconds else None,
         }
+        if self.recipe.measures_noise:
+            found = noise_scale.ratio(*at.parts)
+            row["noise_scale"] = found if math.isfinite(found) else None
+            at.noise, at.parts = [*at.noise, row["noise_scale"]], [0.0, 0.0]
         at.losses += [row["val_loss"]] if self.validates else []
         at.epoch, at.first, at.mean, at.epoch_seconds = at.epoch + 1, 0, metrics.Mean().state(), 0.0
         written = self.write(row)
@@ -230,10 +283,11 @@ def fit(run: Run) -> Iterator[Stretch | Row | Waiting]:
     if run.policy["policy"] == "rollback" and not run.saves.steps():
         run.save()  # something to go back to
     while run.position.epoch < config["epochs"]:
-        size, scale = run.recipe.regime.at(run.position.epoch, run.position.losses)
+        size, scale = run.recipe.regime.at(run.position.epoch, run.position.seen(run.recipe.regime))
         if not run.is_compiled(size):
             yield from patiently(functools.partial(run.compile, size))
         training = run.training(size)
+        run.look_ahead(size)
         if run.position.first == training.updates:
             yield run.close_epoch(size)
         else:
@@ -263,6 +317,8 @@ def _train(
     rates, losses, is_finite = counted[:, LR], counted[:, LOSS], counted[:, IS_FINITE] > 0
     mean = metrics.Mean.of(at.mean)
     mean.add(counted[is_finite, LOSS : len(RECORDED)])
+    if run.recipe.measures_noise:
+        at.parts = run.noise(at.parts, counted[is_finite], size)
     at.mean, at.first = mean.state(), at.first + len(counted)
     at.examples += len(counted) * size
     at.epoch_seconds += seconds
@@ -303,8 +359,12 @@ def _go_back(run: Run, stretch: Stretch) -> Row:
     return written
 
 
-def patiently(work: Callable[[], Any]) -> Iterator[Waiting]:
-    """Does `work` in a thread, and yields while it lasts: XLA's compiler lets no signal through."""
+def _form(a: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
+
+
+def in_thread(work: Callable[[], Any]) -> futures.Future[Any]:
+    """Does `work` in a thread that no exit waits for."""
     done: futures.Future[Any] = futures.Future()
 
     def go() -> None:
@@ -314,6 +374,12 @@ def patiently(work: Callable[[], Any]) -> Iterator[Waiting]:
             done.set_exception(e)
 
     threading.Thread(target=go, daemon=True).start()
+    return done
+
+
+def patiently(work: Callable[[], Any]) -> Iterator[Waiting]:
+    """Does `work` in a thread, and yields while it lasts: XLA's compiler lets no signal through."""
+    done = in_thread(work)
     while not futures.wait([done], WAIT).done:
         yield Waiting()
     done.result()

@@ -21,6 +21,7 @@ RECORDED = (
     "correct",
     "weight",
 )  # of every update, in this order
+PART_NORM = "part_norm"  # root mean square of the norms of the gradients of a batch's parts
 Batch = Mapping[str, jax.Array]
 TrainStep = Callable[..., tuple["State", jax.Array]]  # as `make_train_step` says
 Smoothing = jax.typing.ArrayLike | None
@@ -88,12 +89,14 @@ def make_train_step(
     skip: bool = False,
     scheduled: Mapping[str, optax.Schedule] | None = None,
     effective: bool = False,
+    by_parts: bool = False,
 ) -> TrainStep:
     """Returns (state, batch, key, lr) -> (state, float32 [RECORDED and more]).
 
-    The rate is lr * shape(step). An update whose loss, gradient or step is not finite changes
-    nothing but, with `skip`, the step counter; so a state is always finite. One more argument may
-    follow, a bool that may be traced: where it is False, the update changes nothing at all.
+    The rate is lr * shape(tick). An update whose loss, gradient or step is not finite changes
+    nothing but, with `skip`, the step counter; so a state is always finite. Two more arguments may
+    follow: `live`, a bool that may be traced, where it is False, the update changes nothing at all;
+    `tick`, where schedules stand, if not at the state's step (`batching.ticks`).
 
     Args:
       model, make_tx: what to train, by which chain.
@@ -104,6 +107,8 @@ def make_train_step(
       scheduled: values beside the rate that change with the update, by name: "label_smoothing", and
         what `make_tx` takes. The values used are recorded after RECORDED, in this order.
       effective: record last the rate that the rule itself found (D-Adaptation and its like).
+      by_parts: record before it the gradient's norm on a micro-batch or a device's share, the root
+        of the mean square: with grad_norm it tells the noise scale (`analysis.noise_scale`).
     Where in batch: "x" float32 [batch, *feature], "y" int32 [batch], "rows" int32 [batch], each
       example's row in the whole batch over all devices.
     """
@@ -131,20 +136,23 @@ def make_train_step(
 
     def gradient(
         state: State, batch: Batch, key: jax.Array, smoothing: Smoothing
-    ) -> tuple[Any, jax.Array, Any]:
+    ) -> tuple[Any, jax.Array, Any, jax.Array]:
+        """(gradient, metric sums, collections, mean squared norm of the parts' gradients)."""
         if micro == 1:
             (_, (sums, stats)), grads = grad_fn(state.params, state.stats, batch, key, smoothing)
-            return grads, sums, stats
+            return grads, sums, stats, _square(grads) if by_parts else jnp.float32(0)
 
         def add(carry: Any, part: Batch) -> tuple[Any, None]:
-            grads, sums, stats = carry
+            grads, sums, stats, square = carry
             (_, (more, stats)), g = grad_fn(state.params, stats, part, key, smoothing)
-            return (jax.tree.map(jnp.add, grads, g), sums + more, stats), None
+            square = square + _square(g) if by_parts else square
+            return (jax.tree.map(jnp.add, grads, g), sums + more, stats, square), None
 
         parts = jax.tree.map(lambda a: a.reshape(micro, -1, *a.shape[1:]), dict(batch))
         zero = jax.tree.map(jnp.zeros_like, state.params)
-        (grads, sums, stats), _ = jax.lax.scan(add, (zero, jnp.zeros(3), state.stats), parts)
-        return jax.tree.map(lambda g: g / micro, grads), sums, stats
+        begin = zero, jnp.zeros(3), state.stats, jnp.float32(0)
+        (grads, sums, stats, square), _ = jax.lax.scan(add, begin, parts)
+        return jax.tree.map(lambda g: g / micro, grads), sums, stats, square / micro
 
     def train_step(
         state: State,
@@ -152,14 +160,16 @@ def make_train_step(
         key: jax.Array,
         lr: jax.typing.ArrayLike,
         live: jax.typing.ArrayLike | None = None,
+        tick: jax.typing.ArrayLike | None = None,
     ) -> Any:
+        tick = state.step if tick is None else tick
         key = jax.random.fold_in(key, state.step)  # of (seed, step): a resumed run is the same run
-        values = {name: schedule(state.step) for name, schedule in scheduled.items()}
-        grads, sums, stats = gradient(state, batch, key, values.get("label_smoothing"))
+        values = {name: schedule(tick) for name, schedule in scheduled.items()}
+        grads, sums, stats, square = gradient(state, batch, key, values.get("label_smoothing"))
         if axis:
-            grads, stats = jax.lax.pmean((grads, stats), axis)
+            grads, stats, square = jax.lax.pmean((grads, stats, square), axis)
             sums = jax.lax.psum(sums, axis)
-        rate = jnp.float32(lr) * shape(state.step)
+        rate = jnp.float32(lr) * shape(tick)
         tuned = {k: v for k, v in values.items() if k != "label_smoothing"}
         tx, loss = make_tx(rate, tuned), sums[0] / sums[2]
         updates, opt = tx.update(grads, state.opt, state.params, value=loss)
@@ -172,11 +182,18 @@ def make_train_step(
         if skip:
             new = new.replace(step=state.step + (1 if live is None else live))
         more = [*values.values()]
+        if by_parts:
+            more.append(jnp.sqrt(square))
         if effective:
             more.append(optimizers.effective_rate(opt, rate))
         return new, jnp.stack([rate, norm, finite.astype(jnp.float32), *sums, *more])
 
     return train_step
+
+
+def _square(tree: Any) -> jax.Array:
+    """Squared norm of a tree."""
+    return jnp.square(optax.tree.norm(tree))
 
 
 def make_eval_step(model: Model) -> EvalStep:

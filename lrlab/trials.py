@@ -33,21 +33,24 @@ class Trials:
         self,
         lanes: int,
         classes: int,
-        size: int,
+        size: int | np.ndarray,
         total: int,
         look: int,
         target: Target | None = None,
         rules: Sequence[str] = (),
     ):
-        self.total, self.look, self.size = total, look, size
+        """`size`: examples of an update, or of each, int [total]."""
+        self.total, self.look, self.sizes = total, look, np.broadcast_to(size, total)
         self.target, self.rules = target, tuple(rules)
         self._chance, self._guess = 1.5 / classes, math.log(classes) + 0.0175
         self.outcome = np.full(lanes, "", dtype="<U8")
         self.updates = np.zeros(lanes, int)
         self.curve = np.full((-(-total // look), lanes, 2), np.nan)
         self.at_end = np.full((lanes, 2), np.nan)  # rate and loss of the last update
-        window = 1 if target is None or target.examples is None else target.examples / size
-        self._window = max(1, round(window))
+        wanted = target.examples if target and target.examples is not None else 1
+        # Updates that hold so many examples, by the size of the last of them.
+        self._windows = np.maximum(1, np.round(wanted / self.sizes)).astype(int)
+        self._window = int(self._windows.max(initial=1))
         self._tail = np.zeros((self._window, lanes, 2))  # correct and weight of the last updates
         self._sums = np.zeros((lanes, 2))  # since the start
 
@@ -87,6 +90,7 @@ class Trials:
 
     def _hits(self, first: int, seen: np.ndarray) -> list[int | None]:
         """For each lane the first update of the look that reaches the target."""
+        windows = self._windows[first : first + len(seen)]
         pairs = np.nan_to_num(seen[..., (CORRECT, WEIGHT)])
         sums = self._sums + np.cumsum(pairs, 0)
         recent = np.concatenate([self._tail, pairs])
@@ -95,9 +99,10 @@ class Trials:
             return [None] * seen.shape[1]
         if self.target.examples is not None:
             added = np.cumsum(np.concatenate([np.zeros_like(recent[:1]), recent]), 0)
-            sums = added[self._window + 1 :] - added[1 : -self._window]
+            ends = self._window + 1 + np.arange(len(seen))
+            sums = added[ends] - added[ends - windows]
         done = first + 1 + np.arange(len(seen))
-        full = 1 if self.target.examples is None else self._window
+        full = 1 if self.target.examples is None else windows
         looked = (done % self.target.every == 0) & (done >= full)
         with np.errstate(invalid="ignore", divide="ignore"):
             reached = (sums[..., 0] / sums[..., 1] >= self.target.accuracy) & looked[:, None]
@@ -145,7 +150,7 @@ class Trials:
         return {
             "outcome": str(self.outcome[lane]),
             "updates": int(self.updates[lane]),
-            "examples": int(self.updates[lane]) * self.size,
+            "examples": int(self.sizes[: self.updates[lane]].sum()),
             "last_lr": _short(self.at_end[lane, 0]),
             "last_loss": _short(self.at_end[lane, 1]),
             "train_loss": last[1],

@@ -27,7 +27,7 @@ def small_dataset(n=103, features=5):
     )
 
 
-def recorder(state, batch, key, lr):
+def recorder(state, batch, key, lr, tick):
     """A train step that records what it is given: which examples, in which row, when."""
     total = jax.lax.psum((batch["x"].sum(-1) * (1 + batch["rows"])).sum(), devices.AXIS)
     labels = jax.lax.psum(batch["y"].sum().astype(jnp.float32), devices.AXIS)
@@ -81,7 +81,7 @@ def test_a_streamed_block_is_gathered_once_an_epoch_however_many_stretches_it_ha
 def test_the_loop_ends_at_one_update_too_many_in_a_row_that_is_not_finite():
     data, bad = small_dataset(), np.array([0, 1, 1, 0, 1, 1, 1, 0, 0, 0])
 
-    def step(state, batch, key, lr):
+    def step(state, batch, key, lr, tick):
         is_finite = 1.0 - jnp.asarray(bad, jnp.float32)[state.step]
         new = state.replace(step=state.step + 1)
         return new, jnp.stack([jnp.float32(lr), 0.0, is_finite, *jnp.zeros(3)])

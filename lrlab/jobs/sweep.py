@@ -82,7 +82,14 @@ class Plan:
 
     def updates(self, recipe: Recipe) -> int:
         """Updates of a trial at most."""
-        return min(recipe.total, self.sweep.updates or recipe.total)
+        total = sum(e.updates for e in recipe.epochs())
+        return min(total, self.sweep.updates or total)
+
+
+def sizes_of(recipe: Recipe, updates: int) -> np.ndarray:
+    """Examples of each of the first updates of a run, int [updates]."""
+    parts = [np.full(e.updates, e.size) for e in recipe.epochs() if e.first < updates]
+    return np.concatenate(parts)[:updates]
 
 
 def check(config: Mapping[str, Any]) -> Plan:
@@ -157,11 +164,12 @@ def _refuse(recipe: Recipe) -> None:
         raise ConfigError(
             ["nonfinite.policy='rollback' is for a single run; a sweep takes stop and skip"]
         )
-    if len(recipe.regime.sizes) > 1 or recipe.config["batch"]["name"] != "fixed":
+    if recipe.regime.reads:
         raise ConfigError(
             [
-                f"batch.name={recipe.config['batch']['name']!r}: the lanes of a sweep take 'fixed' "
-                "batches; sweep over batch.size for others"
+                f"batch.name={recipe.config['batch']['name']!r} grows the batch by what each run "
+                "sees, and lanes share their batches: sweep over planned regimes, such as "
+                "'increasing', or run it alone"
             ]
         )
     if getattr(recipe.model, "axis_name", None):
@@ -300,7 +308,7 @@ class _Wave:
         results = Trials(
             len(chosen),
             recipe.source.num_classes,
-            lanes.size,
+            sizes_of(recipe, total),
             total,
             look,
             planned.sweep.target,

@@ -149,7 +149,9 @@ def _stop_if(came: list[int], run: loop.Run, item: Any) -> None:
         return
     if run.is_unsaved:
         run.save()
-    if isinstance(item, loop.Waiting):  # XLA cannot be told to stop compiling, so nobody waits
+    if (
+        isinstance(item, loop.Waiting) or run.is_compiling
+    ):  # XLA cannot be told to stop compiling, so nobody waits
         atexit.register(_leave, 128 + came[0])
     raise Stopped(came[0], run.step)
 
@@ -184,7 +186,12 @@ def _banner(recipe: Recipe, folder: Path, options: Options) -> str:
     train, validation, test = source.sizes
     left = train - recipe.per_epoch * recipe.regime.sizes[0]
     spare = f", {left:,} sit out, others each time" if left else ""
-    micro = f" in {recipe.regime.micro} parts" if recipe.regime.micro > 1 else ""
+    parts = recipe.parts(recipe.regime.sizes[0])
+    micro = f" in {parts} parts" if parts > 1 else ""
+    sizes = " to ".join(f"{s:,}" for s in recipe.sizes[:: max(1, len(recipe.sizes) - 1)])
+    is_planned = not recipe.regime.reads
+    updates = sum(e.updates for e in recipe.epochs()) if is_planned else recipe.total
+    fewer = f", {1 - updates / recipe.total:.0%} fewer updates" if updates < recipe.total else ""
     found = devices.describe()
     notes = "".join(f"; {n}" for n in source.notes)
     rule = ", ".join(f"{k}={v}" for k, v in config["optimizer"].items() if k != "name")
@@ -195,11 +202,11 @@ def _banner(recipe: Recipe, folder: Path, options: Options) -> str:
         ),
         ("model", f"{config['model']['name']}, {recipe.parameters:,} parameters"),
         ("devices", f"{devices.count()} x {found['device_kind']}"),
-        ("batch", f"{config['batch']['name']}, {recipe.regime.sizes[0]:,} examples{micro}"),
+        ("batch", f"{config['batch']['name']}, {sizes} examples{micro}{fewer}"),
         (
             "epoch",
             f"{recipe.per_epoch:,} updates{spare}; {config['epochs']:,} epochs, "
-            f"{recipe.total:,} updates",
+            f"{updates:,} updates",
         ),
         (
             "optimizer",
@@ -224,7 +231,7 @@ def _dry_run(recipe: Recipe) -> None:
     placement = epoch.place(data, recipe.config["placement"])
     columns = len(RECORDED) + len(recipe.columns)
     seed = recipe.config["seed"]
-    training = epoch.Training(recipe.train_step(), data, size, placement, seed, columns)
+    training = epoch.Training(recipe.train_step(size), data, size, placement, seed, columns)
     compiled = training.compile(recipe.init())
     seconds, memory = time.monotonic() - began, compiled.memory_analysis()
     flops = (compiled.cost_analysis() or {}).get("flops", 0)

@@ -1,51 +1,11 @@
-"""Batch-size regimes, and the one clock: all durations become optimizer updates here.
-
-A regime is a pure function (epoch, losses so far) -> (batch size, lr scale), so a resumed run
-replays it from its own record.
-"""
+"""Regimes that look at the validation loss: the rate falls, or the batch grows, on a plateau."""
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-from lrlab.values import UNITS, near
-
-__all__ = ["fixed", "plateau"]  # what a config may name
-
-
-@dataclasses.dataclass(frozen=True)
-class Regime:
-    """How the batch goes through a run.
-
-    at: (epoch from 0, validation losses of the epochs before) -> (examples an update, factor of the
-    rate). sizes: every batch size that can occur: one compilation each. micro: parts that an
-    update's batch is taken in, one after another, when memory says so. reads_losses: `at` looks at
-    them, so that the data needs validation examples.
-    """
-
-    at: Callable[[int, Sequence[float]], tuple[int, float]]
-    sizes: tuple[int, ...]
-    micro: int = 1
-    reads_losses: bool = False
-
-
-def fixed(size: int, micro: int = 1) -> Regime:
-    """The same batch size throughout.
-
-    Args:
-      size: examples an update, over all devices.
-      micro: parts an update is accumulated from; the result is that of one part, to rounding.
-    Raises:
-      ValueError: size < 1, micro < 1, or micro does not divide size.
-    """
-    for name, value in ("size", size), ("micro", micro):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"batch.{name}={value!r} must be a whole number >= 1")
-    if size % micro:
-        raise ValueError(
-            f"batch.size={size} is not divisible by batch.micro={micro}; {nearest(size, micro)}"
-        )
-    return Regime(at=lambda epoch, losses: (size, 1.0), sizes=(size,), micro=micro)
+from lrlab.batching._regimes import Coupling, Regime, above_one, fixed, grown, limit, whole
+from lrlab.values import near
 
 
 def plateau(
@@ -87,17 +47,71 @@ def plateau(
         raise ValueError(
             f"batch.factor={factor!r} must lie in (0, 1): the rate is multiplied by it"
         )
+    if not (_is_number(min_scale) and 0 <= min_scale < 1):
+        raise ValueError(f"batch.min_scale={min_scale!r} must lie in [0, 1)")
+    count = _counter(dialect, patience, cooldown, threshold, threshold_mode)
+
+    def at(epoch: int, losses: Sequence[float]) -> tuple[int, float]:
+        return size, max(factor ** count(losses[:epoch]), min_scale)
+
+    return dataclasses.replace(base, at=at, reads="losses")
+
+
+def plateau_growth(
+    size: int,
+    factor: float = 5.0,
+    patience: int = 3,
+    cap: int | float | None = 0.1,
+    threshold: float = 1e-4,
+    threshold_mode: str = "rel",
+    cooldown: int = 0,
+    coupling: str = "none",
+    base: int | None = None,
+    most: int | None = None,
+    dialect: str = "lrlab",
+    examples: int | None = None,
+) -> Regime:
+    """Multiplies the batch by `factor` where `plateau` would divide the rate; at the cap, the rate.
+
+    Args:
+      size: examples an update at first.
+      factor: of the batch at each plateau; beyond the cap the rate is divided by it.
+      cap: no batch is larger: examples, or, up to 1, a fraction of the training split.
+      patience, threshold, threshold_mode, cooldown, dialect: what a plateau is; as for `plateau`.
+      coupling, base, most, examples: as for `increasing`.
+    Raises:
+      ValueError: a value out of its range, an unknown dialect or coupling.
+    Source:
+      The Keras article on Covertype, after Smith et al. 2018, arXiv:1711.00489.
+    """
+    whole("size", size, 1)
+    f = above_one("factor", factor)
+    sizes = grown(size, f, limit(cap, examples, size), 64)
+    scale = Coupling.of(coupling, base, size)
+    count = _counter(dialect, patience, cooldown, threshold, threshold_mode)
+    if most is not None:
+        whole("most", most, 1)
+
+    def at(epoch: int, losses: Sequence[float]) -> tuple[int, float]:
+        plateaus = count(losses[:epoch])
+        now = sizes[min(plateaus, len(sizes) - 1)]
+        return now, scale(now) * f ** -max(0, plateaus - len(sizes) + 1)
+
+    return Regime(at=at, sizes=sizes, most=most, reads="losses")
+
+
+def _counter(
+    dialect: str, patience: int, cooldown: int, threshold: float, threshold_mode: str
+) -> Callable[[Sequence[float]], int]:
+    """Losses so far -> plateaus so far; raises ValueError."""
     if dialect not in _COUNTS:
         raise ValueError(f"batch.dialect={dialect!r} is not allowed; {near(str(dialect), _COUNTS)}")
-    least = 0 if dialect in ("torch", "keras", "fastai") else 1
-    for name, value, low in ("patience", patience, least), ("cooldown", cooldown, 0):
-        if isinstance(value, bool) or not isinstance(value, int) or value < low:
-            raise ValueError(f"batch.{name}={value!r} must be a whole number >= {low}")
+    whole("patience", patience, 0 if dialect in ("torch", "keras", "fastai") else 1)
+    whole("cooldown", cooldown, 0)
     if threshold_mode not in ("rel", "abs"):
         raise ValueError(f"batch.threshold_mode={threshold_mode!r} is not allowed; known: abs, rel")
-    for name, value in ("threshold", threshold), ("min_scale", min_scale):
-        if not (_is_number(value) and 0 <= value < 1):
-            raise ValueError(f"batch.{name}={value!r} must lie in [0, 1)")
+    if not (_is_number(threshold) and 0 <= threshold < 1):
+        raise ValueError(f"batch.threshold={threshold!r} must lie in [0, 1)")
 
     def improves(loss: float, best: float) -> bool:
         if threshold_mode == "abs" or math.isinf(best):
@@ -106,11 +120,7 @@ def plateau(
             return loss < best - threshold * abs(best)
         return loss < best * (1 - threshold)
 
-    def at(epoch: int, losses: Sequence[float]) -> tuple[int, float]:
-        reductions = _COUNTS[dialect](losses[:epoch], improves, patience, cooldown)
-        return size, max(factor**reductions, min_scale)
-
-    return dataclasses.replace(base, at=at, reads_losses=True)
+    return lambda losses: _COUNTS[dialect](losses, improves, patience, cooldown)
 
 
 def _is_number(value: object) -> bool:
@@ -175,35 +185,3 @@ _COUNTS = {
     "fastai": _count_keras,
     "optax": _count_optax,
 }
-
-
-def nearest(size: int, divisor: int) -> str:
-    """Text that names the valid sizes around one that `divisor` does not divide."""
-    below = size // divisor * divisor
-    return f"nearest valid: {f'{below} or ' if below else ''}{below + divisor}"
-
-
-def updates_per_epoch(examples: int, size: int) -> int:
-    """Whole batches in an epoch; the examples left over sit out, others in each epoch."""
-    return examples // size
-
-
-def to_updates(duration: Mapping[str, float] | float, total: int, per_epoch: int, size: int) -> int:
-    """A duration in optimizer updates, at least 0.
-
-    Args:
-      duration: {"updates": n}, {"epochs": n}, {"examples": n} or {"fraction": of the run}; a bare
-        number is updates.
-      total: updates of the run. per_epoch: updates an epoch. size: examples an update.
-    Raises:
-      ValueError: a negative length, or not exactly one known unit.
-    """
-    if not isinstance(duration, Mapping):
-        duration = {"updates": duration}
-    if len(duration) != 1 or next(iter(duration)) not in UNITS:
-        raise ValueError(f"a duration has exactly one of {', '.join(UNITS)}, got {dict(duration)}")
-    unit, n = next(iter(duration.items()))
-    if isinstance(n, bool) or not isinstance(n, int | float) or not 0 <= n < float("inf"):
-        raise ValueError(f"{unit}={n!r} must be a number >= 0")
-    one = {"updates": 1, "epochs": per_epoch, "examples": 1 / size, "fraction": total}[unit]
-    return round(n * one)
