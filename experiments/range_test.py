@@ -75,7 +75,7 @@ def final_losses(recipe: build.Recipe, dataset: Dataset, lrs: np.ndarray) -> dic
 def study(name: str) -> dict[str, Any]:
     """A recipe's range test, and whole runs at its grid and at every rate that was read."""
     problem = PROBLEMS[name]
-    config = main.load_config(f"configs/{problem.recipe}.py") | problem.changes
+    config = main.load_config(f"configs/{problem.recipe}.py") | dict(problem.changes)
     section = {**range_test.DEFAULTS, "high": 100.0}
     plan = range_test.check({**config, "range_test": section})
     recipe = build.check(config, parts=1)

@@ -69,7 +69,8 @@ def test_a_recipe_takes_two_updates(path, monkeypatch):
         )
     recipe = build.check({**config, "epochs": 1} if config["data"]["name"] != "digits" else config)
     data = recipe.read()
-    training = epoch.Training(recipe.train_step(), data, recipe.regime.sizes[0], "resident", 0)
+    size = recipe.regime.sizes[0]
+    training = epoch.Training(recipe.train_step(size), data, size, "resident", 0)
     before = recipe.init()
     first = jax.tree.map(np.array, before.params)
     state, recorded = training.run(before, 0, 0, 2, recipe.config["lr"])

@@ -69,7 +69,7 @@ def training(recipe: Recipe, dataset: Dataset, step: Any = None) -> epoch.Traini
     """The compiled training of a run at its first batch size."""
     placement = epoch.place(dataset, recipe.config["placement"])
     size, seed = recipe.regime.sizes[0], recipe.config["seed"]
-    return epoch.Training(step or recipe.train_step(), dataset, size, placement, seed)
+    return epoch.Training(step or recipe.train_step(size), dataset, size, placement, seed)
 
 
 def updates(recipe: Recipe, loop: Loop) -> Updates:
