@@ -110,8 +110,6 @@ class Run:
         self._best_state: tuple[int, Any, dict[str, Any]] | None = None
         self._training: dict[int, epoch.Training] = {}
         self._evaluations: dict[str, epoch.Evaluation] = {}
-        self._like = jax.tree.map(_form, self.state)
-        self._coming: tuple[int, futures.Future[epoch.Training]] | None = None
         self._started = self._saved = time.monotonic()
         self.is_unsaved = False  # whether it knows more than its last checkpoint
         self.pace = 0.0  # examples a second, of the last stretch
@@ -151,13 +149,10 @@ class Run:
         self._saved, self.is_unsaved = time.monotonic(), False
 
     def training(self, size: int) -> epoch.Training:
-        """The compiled training of a batch size, made when it is first wanted."""
-        if size not in self._training:
-            coming, self._coming = self._coming, None
-            is_it = coming is not None and coming[0] == size
-            self._training[size] = coming[1].result() if coming and is_it else self._make(size)
-            for earlier in [s for s in self._training if s < size]:
-                del self._training[earlier]  # they are over: regimes do not go back
+        """The compiled training of the batch size that the run has come to."""
+        self.compile(size)
+        for earlier in [s for s in self._training if s < size]:
+            del self._training[earlier]  # they are over: regimes do not go back
         return self._training[size]
 
     def _make(self, size: int) -> epoch.Training:
@@ -172,7 +167,7 @@ class Run:
             self.recipe.per_epoch,
             like,
         )
-        made.compile(self._like)
+        made.compile(self.state)
         return made
 
     def noise(self, sums: Sequence[float], recorded: np.ndarray, size: int) -> list[float]:
@@ -190,22 +185,20 @@ class Run:
         """Whether an epoch at this batch size can begin at once."""
         return size in self._training and (not self.validates or "validation" in self._evaluations)
 
-    @property
-    def is_compiling(self) -> bool:
-        """Whether a thread compiles a batch size that is to come."""
-        return self._coming is not None and not self._coming[1].done()
-
-    def look_ahead(self, size: int) -> None:
-        """Compiles the batch size after this one, meanwhile."""
-        larger = next((s for s in self.recipe.sizes if s > size), None)
-        if larger and larger not in self._training and not self._coming:
-            self._coming = larger, in_thread(functools.partial(self._make, larger))
-
     def compile(self, size: int) -> None:
-        """Compiles what an epoch at this batch size needs."""
-        self.training(size)
+        """Compiles what an epoch at this batch size needs, if it is not there yet."""
+        if size not in self._training:
+            self._training[size] = self._make(size)
         if self.validates:
             self.evaluation("validation")
+
+    def to_come(self) -> list[int]:
+        """Batch sizes that the run will come to, as far as is known, the next one first."""
+        epochs = range(self.position.epoch, self.recipe.config["epochs"])
+        if self.recipe.regime.reads or len(self.recipe.sizes) == 1:
+            epochs = epochs[:1]
+        seen = self.position.seen(self.recipe.regime)
+        return list(dict.fromkeys(self.recipe.regime.at(e, seen)[0] for e in epochs))
 
     def evaluation(self, split: str) -> epoch.Evaluation:
         """The compiled evaluation of the split "validation" or "test", made when first wanted."""
@@ -282,12 +275,14 @@ def fit(run: Run) -> Iterator[Stretch | Row | Waiting]:
     config = run.recipe.config
     if run.policy["policy"] == "rollback" and not run.saves.steps():
         run.save()  # something to go back to
+    for size in run.to_come():
+        if not run.is_compiled(size):
+            yield from patiently(functools.partial(run.compile, size))
     while run.position.epoch < config["epochs"]:
         size, scale = run.recipe.regime.at(run.position.epoch, run.position.seen(run.recipe.regime))
         if not run.is_compiled(size):
             yield from patiently(functools.partial(run.compile, size))
         training = run.training(size)
-        run.look_ahead(size)
         if run.position.first == training.updates:
             yield run.close_epoch(size)
         else:
@@ -359,12 +354,8 @@ def _go_back(run: Run, stretch: Stretch) -> Row:
     return written
 
 
-def _form(a: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
-
-
-def in_thread(work: Callable[[], Any]) -> futures.Future[Any]:
-    """Does `work` in a thread that no exit waits for."""
+def patiently(work: Callable[[], Any]) -> Iterator[Waiting]:
+    """Does `work` in a thread, and yields while it lasts: XLA's compiler lets no signal through."""
     done: futures.Future[Any] = futures.Future()
 
     def go() -> None:
@@ -374,12 +365,6 @@ def in_thread(work: Callable[[], Any]) -> futures.Future[Any]:
             done.set_exception(e)
 
     threading.Thread(target=go, daemon=True).start()
-    return done
-
-
-def patiently(work: Callable[[], Any]) -> Iterator[Waiting]:
-    """Does `work` in a thread, and yields while it lasts: XLA's compiler lets no signal through."""
-    done = in_thread(work)
     while not futures.wait([done], WAIT).done:
         yield Waiting()
     done.result()

@@ -149,9 +149,7 @@ def _stop_if(came: list[int], run: loop.Run, item: Any) -> None:
         return
     if run.is_unsaved:
         run.save()
-    if (
-        isinstance(item, loop.Waiting) or run.is_compiling
-    ):  # XLA cannot be told to stop compiling, so nobody waits
+    if isinstance(item, loop.Waiting):  # XLA cannot be told to stop compiling, so nobody waits
         atexit.register(_leave, 128 + came[0])
     raise Stopped(came[0], run.step)
 
