@@ -1,5 +1,6 @@
 """Two CPU devices, strict JAX, caches of the tests' own."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -26,6 +27,14 @@ def compiled_once():
     from lrlab import devices
 
     devices.use_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_given_up():
+    """Each module's programs are given up: the kernel maps 65,530 areas into a process, no more."""
+    yield
+    gc.collect()
+    jax.clear_caches()
 
 
 @pytest.fixture
