@@ -84,7 +84,7 @@ def study(name: str) -> dict[str, Any]:
     said = curve.found
     read = {"suggested": said.lr, "consensus": said.consensus, **said.readings}
     read = {reading: lr for reading, lr in read.items() if lr}
-    read |= {f"edge/{by}": said.edge / by for by in (8, 15, 30) if said.edge}
+    read |= {"edge/15": said.edge / 15} if said.edge else {}
     grid = np.geomspace(problem.low, problem.high, POINTS)
     losses = final_losses(recipe, dataset, np.array([*grid, *read.values()]))
     means = {split: values.mean(1) for split, values in losses.items()}

@@ -145,38 +145,40 @@ CHANGES = (
 
 def start(folder):
     command = [sys.executable, "-m", "lrlab.main", *CHANGES, f"--workdir={folder}"]
-    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "PJRT_NPROC")}
-    return subprocess.Popen(command, cwd=ROOT, env=env, **pipe)
+    with (folder.parent / f"{folder.name}.log").open("a") as log:
+        return subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+
+
+def finish(process, folder):
+    assert process.wait(300) == 0, (folder.parent / f"{folder.name}.log").read_text()
+    lines = (folder / "trials.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["trial"] for line in lines) == list(range(96)), "lost or twice"
+    return trials_of(folder)
 
 
 @pytest.mark.slow
 def test_a_sweep_of_96_killed_ten_times_loses_no_trial_and_trains_none_twice(tmp_path):
     began = time.monotonic()
-    whole = start(tmp_path / "whole")
-    assert whole.wait(300) == 0, whole.communicate()
+    whole = finish(start(tmp_path / "whole"), tmp_path / "whole")
     took = time.monotonic() - began
     seed = random.SystemRandom().randrange(10**6)
+    rng, seen = random.Random(seed), []
     print("seed", seed)
-    rng, kills, seen = random.Random(seed), 0, []
-    folder = tmp_path / "killed"
-    while kills < 10:
+    folders = (tmp_path / f"killed {i}" for i in range(11))  # one that ends early begins anew
+    folder = next(folders)
+    while len(seen) < 10:
         process = start(folder)
         try:
-            code = process.wait(rng.uniform(0.3, 0.9) * took)
-            assert code == 0, process.communicate()
-            break
+            process.wait(rng.uniform(0.3, 0.9) * took)
+            assert finish(process, folder) == whole
+            folder = next(folders)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
-            kills += 1
             seen.append(len(records.read_lines(folder / "trials.jsonl")))
-    last = start(folder)
-    assert last.wait(300) == 0, last.communicate()
-    numbers = [json.loads(line)["trial"] for line in (folder / "trials.jsonl").open()]
-    assert sorted(numbers) == list(range(96)), "lost or twice"
-    assert trials_of(folder) == trials_of(tmp_path / "whole")
-    print(f"{kills} kills, trials done at each: {seen}")
+    assert finish(start(folder), folder) == whole
+    print(f"{len(seen)} kills, trials done at each: {seen}")
 
 
 @pytest.mark.slow
