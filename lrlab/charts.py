@@ -1,7 +1,7 @@
 """Figures of many runs and of range tests, in the style of `plots`."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008), without their yellow, which is faint on white; markers differ too.
 COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6b6b6b"
 MARKERS = "osD^vPX"
+MANY = 24  # columns of a map that can show their numbers
 FEW = 15  # points of a curve that can be marked one by one
 WORDS = {
     "val_accuracy": "validation accuracy",
@@ -36,13 +37,17 @@ def _frame(ax: "Axes", theme: Theme, title: str, x: str, y: str) -> None:
     ax.grid(visible=False, axis="x")
 
 
-def _wide(theme: Theme, width: float = 7.4, height: float = 4.1) -> tuple["Figure", "Axes"]:
-    """One panel with room at its right for a legend."""
+def _wide(
+    theme: Theme, width: float = 7.4, height: float = 4.1, names: Iterable[str] = ()
+) -> tuple["Figure", "Axes"]:
+    """One panel with room at its right for a legend of these names."""
     from matplotlib.figure import Figure
 
+    right = max(1.66, 0.62 + 0.075 * max(map(len, names), default=0))
+    width += right - 1.66
     figure = Figure(figsize=(width, height))
     return figure, figure.add_axes(
-        (0.74 / width, 0.5 / height, (width - 2.4) / width, (height - 0.9) / height)
+        (0.74 / width, 0.5 / height, (width - 0.74 - right) / width, (height - 0.9) / height)
     )
 
 
@@ -66,7 +71,7 @@ def lines(
     joined: False leaves the lines out, for points that differ in more than x.
     """
     with plots.style(theme):
-        figure, ax = _wide(theme)
+        figure, ax = _wide(theme, names=series)
         looks = itertools.cycle(zip(COLORS, MARKERS, strict=True))
         for (name, points), (color, marker) in zip(series.items(), looks, strict=False):
             if not points:
@@ -97,20 +102,26 @@ def heat(
     title: str,
     theme: Theme = LIGHT,
 ) -> "Figure":
-    """Accuracy [len(y), len(x)] as a map; the best cell is framed."""
+    """Accuracy [len(y), len(x)] as a map; the best cell is framed.
+
+    Of many columns the cells are narrow, their numbers left out, and some of them named.
+    """
     with plots.style(theme):
-        width, height = max(5.0, 1.9 + 0.52 * len(x)), max(2.6, 1.4 + 0.34 * len(y))
+        every = 1 if len(x) <= MANY else 6
+        left = max(1.3, 0.3 + 0.075 * max(map(len, y)))
+        width = max(5.0, left + 0.6 + (0.52 if every == 1 else 0.16) * len(x))
+        height = max(2.6, 1.4 + 0.34 * len(y))
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(width, height))
         ax = figure.add_axes(
-            (1.3 / width, 0.75 / height, (width - 1.5) / width, (height - 1.2) / height)
+            (left / width, 0.75 / height, (width - left - 0.2) / width, (height - 1.2) / height)
         )
         ax.pcolormesh(np.ma.masked_invalid(table), cmap="cividis", edgecolor=theme.surface)
         ax.invert_yaxis()
         middle = (np.nanmin(table) + np.nanmax(table)) / 2
         for i, j in np.ndindex(*table.shape):
-            if np.isfinite(table[i, j]):
+            if every == 1 and np.isfinite(table[i, j]):
                 color = "#ffffff" if table[i, j] < middle else "#101010"
                 ax.text(
                     j + 0.5,
@@ -125,7 +136,8 @@ def heat(
         from matplotlib.patches import Rectangle
 
         ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="#d55e00", linewidth=2))
-        ax.set_xticks(np.arange(len(x)) + 0.5, labels=x, rotation=60, ha="right", fontsize=7.5)
+        at = np.arange(0, len(x), every)
+        ax.set_xticks(at + 0.5, labels=list(x)[::every], rotation=60, ha="right", fontsize=7.5)
         ax.set_yticks(np.arange(len(y)) + 0.5, labels=y, fontsize=8)
         ax.grid(visible=False)
         ax.set_title(title, loc="left", pad=8, fontsize=10, fontweight="bold", color=theme.ink)
@@ -302,6 +314,8 @@ def scatter(
         _legend(ax, theme)
         bar = figure.colorbar(points, cax=ax.inset_axes((1.05, 0.0, 0.03, 0.75)))
         bar.outline.set_visible(False)
+        bar.solids.set_rasterized(False)  # an SVG in a page loads no images
+        bar.solids.set_edgecolor("face")
     return figure
 
 

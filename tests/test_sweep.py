@@ -109,6 +109,16 @@ def test_a_finished_sweep_says_so_and_another_is_refused(tmp_path, capsys):
         run(tmp_path, axes=({"key": "lr", "values": (0.1, 0.3)},))
 
 
+def test_a_run_of_before_a_field_was_there_goes_on(tmp_path, capsys):
+    axes = ({"key": "lr", "values": (0.1, 0.2)},)
+    run(tmp_path, axes=axes)
+    stored = records.read_json(tmp_path / "config.json")
+    assert stored["config"].pop("noise_scale") is False
+    records.write_json(tmp_path / "config.json", stored)
+    run(tmp_path, axes=axes)
+    assert "already finished" in capsys.readouterr().out
+
+
 def test_targets_and_divergence_end_trials_and_are_recorded(tmp_path, capsys):
     axes = ({"key": "lr", "values": (0.05, 1e5)},)  # rate * decay far above 2: weights blow up
     changes = {"epochs": 20, "optimizer": {"name": "momentum"}, "weight_decay": 0.01}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lrlab import __version__, devices, records, values
+from lrlab import __version__, devices, fields, records, values
 from lrlab.build import Recipe
 from lrlab.resolve import ConfigError
 
@@ -60,6 +60,7 @@ def same_config(folder: Path, config: Mapping[str, Any]) -> bool:
                 ]
             )
         return False
+    stored = fields.fill(stored)  # fields that came later have their defaults there too
     if records.canonical(stored) == records.canonical(config):
         return True
     before, after = values.flat(stored), values.flat(config)

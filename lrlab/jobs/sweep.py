@@ -480,7 +480,7 @@ def _banner(planned: Plan, folder: Path, options: _start.Options) -> str:
 def _ending(folder: Path) -> str:
     said = records.read_json(folder / "summary.json")
     outcomes = ", ".join(f"{n:,} {o}" for o, n in sorted(said["outcomes"].items()))
-    saved = 1 - said["updates"] / max(1, said["at_most"])
+    saved = 1 - said["updates"] / max(1, said.get("at_most", said["updates"]))
     lines = [
         f"{said['trials']:,} trials: {outcomes}",
         f"{said['updates']:,} updates"

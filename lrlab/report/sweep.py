@@ -70,7 +70,11 @@ def _cards(rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> str
     outcomes = [(name.capitalize(), count(n), "trials") for name, n in summary["outcomes"].items()]
     return card_list(
         [
-            ("Trials", count(len(rows)), f"{len(summary['valleys'])} settings"),
+            (
+                "Trials",
+                count(len(rows)),
+                f"{count(len(summary['valleys']))} setting{'s' * (len(summary['valleys']) > 1)}",
+            ),
             *outcomes,
             ("Updates", count(summary["updates"]), _saving(saved)),
             ("Device time", duration(seconds), f"{per:.3g} ms an update of a trial"),
@@ -118,7 +122,13 @@ def _valleys(entries: Sequence[Mapping[str, Any]]) -> str:
         "reached the target",
         "fastest, updates",
     )
-    return table(head, rows)
+    return _table(head, rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table without the columns that say nothing."""
+    told = [i for i in range(len(head)) if {row[i] for row in rows} - {"", "one seed"}]
+    return table([head[i] for i in told], [[row[i] for i in told] for row in rows])
 
 
 def _settings(summary: Mapping[str, Any]) -> str:
@@ -133,7 +143,8 @@ def _settings(summary: Mapping[str, Any]) -> str:
         ]
         for e in summary["settings"]
     ]
-    return table((*keys, "val acc", "95 % interval", "test acc", "updates"), rows)
+    head = *keys, "val acc", "95 % interval", "test acc", "updates"
+    return _table(head, rows)
 
 
 def _trials(rows: Sequence[Mapping[str, Any]]) -> str:
