@@ -159,7 +159,7 @@ def test_a_signal_while_it_compiles_ends_it_at_once(tmp_path, number, code):
     sent = time.monotonic()
     process.send_signal(number)
     returned, _, err = finish(process)
-    assert time.monotonic() - sent < 5
+    assert time.monotonic() - sent < 20  # and not the 60 that compiling lasts
     assert returned == code, err
     assert "at update 0, with nothing to save yet" in err
     assert "resume with:" in err

@@ -198,7 +198,12 @@ def test_a_converted_decay_keeps_its_rate_until_the_cap_for_sgd_and_half_of_it_f
         np.testing.assert_allclose(run.lr, expected, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", GROWING)
+def some(values, quick):
+    """Parameters, of which those that are not quick are slow tests."""
+    return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
+@pytest.mark.parametrize("name", some(GROWING, ("hybrid", "plateau_growth")))
 def test_a_run_whose_batch_grows_is_resumed_in_every_phase(tmp_path, monkeypatch, name):
     config = growing(name, lr=0.02)
     whole = outcome(start(tmp_path / "whole", config))
@@ -246,8 +251,8 @@ def test_a_large_batch_in_parts_is_the_whole_batch_to_rounding(tmp_path):
         assert a["val_loss"] == pytest.approx(b["val_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("engine", ["loop", "vmap"])
-@pytest.mark.parametrize("name", ["increasing", "hybrid", "ramp"])
+@pytest.mark.parametrize("engine", some(["loop", "vmap"], ("loop",)))
+@pytest.mark.parametrize("name", some(["increasing", "hybrid", "ramp"], ("hybrid",)))
 def test_a_lane_whose_batch_grows_is_the_single_run(tmp_path, name, engine):
     config = growing(name, schedule=({"name": "cosine", "start": 1.0, "end": 0.1},))
     recipe = build.check(config, parts=1)
