@@ -314,6 +314,7 @@ def scatter(
         _legend(ax, theme)
         bar = figure.colorbar(points, cax=ax.inset_axes((1.05, 0.0, 0.03, 0.75)))
         bar.outline.set_visible(False)
+        assert bar.solids is not None
         bar.solids.set_rasterized(False)  # an SVG in a page loads no images
         bar.solids.set_edgecolor("face")
     return figure
