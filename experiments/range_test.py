@@ -4,6 +4,9 @@ Claim: the suggested rate's final loss is within 5 % of the best of a grid of tw
 Run:   LRLAB_DATA_DIR=... python -m experiments.range_test (--problems="digits;mnist": some of them)
 Makes: experiments/results/range_test_<device>.json, and a table on the terminal.
 
+The suggestion's two constants (`suggest.PLAIN`, `ADAPTIVE`) were chosen after looking at these very
+problems, so the claim is about them; it is no estimate for a problem that was not looked at.
+
 Each reading of the curve is trained as well: what would a user get who took that one? All rates of
 a recipe, over the same seeds, are lanes of one program.
 """

@@ -192,7 +192,7 @@ def test_a_sweep_of_96_killed_ten_times_loses_no_trial_and_trains_none_twice(tmp
 
 
 @pytest.mark.slow
-def test_a_lane_on_a_core_of_its_own_is_the_single_run_bit_for_bit(tmp_path):
+def test_a_sweeps_rows_are_those_of_the_single_runs(tmp_path):
     folder = tmp_path / "sweep"
     command = "--config.sweep.axes=({'key': 'lr', 'values': (0.05, 0.1, 0.2)},)"
     code = main.main(["lrlab", "--config=configs/sweep_digits.py", command, f"--workdir={folder}"])
@@ -210,6 +210,35 @@ def test_a_lane_on_a_core_of_its_own_is_the_single_run_bit_for_bit(tmp_path):
         final = records.read(tmp_path / str(row["trial"])).final
         assert final["test_loss"] == pytest.approx(row["test_loss"], rel=1e-5)
         assert final["test_accuracy"] == pytest.approx(row["test_accuracy"], rel=1e-5)
+
+
+ON_ONE_DEVICE = """
+import sys, tempfile
+from pathlib import Path
+from lrlab import build, loop, main, records
+from lrlab.checkpoint import Checkpoints
+from lrlab.lanes import Lane, Lanes
+config = main.load_config("configs/digits.py") | {"epochs": 2}
+recipe = build.check(config)
+data = recipe.read()
+rates = 0.05, 0.1, 0.2
+lanes = Lanes(recipe, data, [Lane(0, lr) for lr in rates], recipe.total)
+lanes.advance(recipe.total)
+for i, lr in enumerate(rates):
+    folder = Path(sys.argv[1]) / str(i)
+    with records.locked(folder) as writer, Checkpoints(folder / "c") as saves:
+        run = loop.Run(build.check(config | {"lr": lr}), data, writer, saves)
+        run.resume()
+        for _ in loop.fit(run):
+            pass
+    assert run.digest() == lanes.digest(i), lr
+"""
+
+
+def test_a_lane_on_one_device_is_the_single_run_bit_for_bit(tmp_path):
+    env = {**os.environ, "XLA_FLAGS": ""}
+    command = [sys.executable, "-c", ON_ONE_DEVICE, str(tmp_path)]
+    subprocess.run(command, cwd=ROOT, env=env, check=True)
 
 
 def test_the_recipes_lanes_need_not_divide_by_devices():
