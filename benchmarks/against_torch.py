@@ -56,7 +56,7 @@ def _small(threads: int, *goals: Goal) -> Comparison:
     )
 
 
-def _tabular(size: int, count: int, number: int) -> Comparison:
+def _tabular(size: int, count: int, number: int | None = None) -> Comparison:
     return Comparison(
         f"Tabular, batch {size:,}, Adam, dropout",
         2,
@@ -90,6 +90,7 @@ ROWS = {
     "cnn_2t": _small(2, Goal("speedup", "lrlab", (LAST,)), Goal("speedup", "lrlab", (NCHW,))),
     "tabular_256": _tabular(256, 100, 7),
     "tabular_1280": _tabular(1280, 24, 8),
+    "tabular_6400": _tabular(6400, 6),
     "large_cnn_1t": Comparison(
         "MnistCNN, 3,274,634 weights, batch 100, Adam, dropout",
         1,

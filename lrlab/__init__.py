@@ -1,14 +1,18 @@
 """lrlab: a laboratory for learning rates on JAX and Optax.
 
-`lrlab.plot_schedule` draws a schedule, `lrlab.range_test` finds a rate for a loss of yours; all
-else is in the modules.
+`lrlab.plot_schedule` and `lrlab.plot_noise` draw what a run will do, `lrlab.range_test` finds a
+rate for a loss of yours; all else is in the modules.
 """
 
 import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-_HOMES = {"plot_schedule": "lrlab.preview", "range_test": "lrlab.analysis.ramp"}
+_HOMES = {
+    "plot_noise": "lrlab.preview",
+    "plot_schedule": "lrlab.preview",
+    "range_test": "lrlab.analysis.ramp",
+}
 
 
 def __getattr__(name: str) -> Any:

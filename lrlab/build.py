@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -95,9 +95,9 @@ class Recipe:
         parts, found = self.regime.parts(size), found or devices.count()
         return 2 if self.measures_noise and parts * found == 1 else parts
 
-    def epochs(self) -> tuple[batching.Epoch, ...]:
-        """Every epoch's place and batches, of a run whose batches are planned."""
-        return batching.epochs_of(self.regime, self.config["epochs"], self.source.sizes[0])
+    def epochs(self, seen: Sequence[Any] = ()) -> tuple[batching.Epoch, ...]:
+        """Every epoch's place and batches; `seen`: what the regime reads, of the first epochs."""
+        return batching.epochs_of(self.regime, self.config["epochs"], self.source.sizes[0], seen)
 
     def init(self) -> State:
         """A fresh state, on the devices."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Okabe and Ito (2008), without their yellow, which is faint on white; markers differ too.
 COLORS = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#6b6b6b"
 MARKERS = "osD^vPX"
+BATCH = "batch.size"
 MANY = 24  # columns of a map that can show their numbers
 FEW = 15  # points of a curve that can be marked one by one
 WORDS = {
@@ -100,11 +101,15 @@ def heat(
     y: Sequence[str],
     names: tuple[str, str],
     title: str,
+    over: Mapping[str, np.ndarray] | None = None,
     theme: Theme = LIGHT,
 ) -> "Figure":
     """Accuracy [len(y), len(x)] as a map; the best cell is framed.
 
     Of many columns the cells are narrow, their numbers left out, and some of them named.
+
+    Args:
+      over: lines across the map, by name: the column of each row, a float [len(y)].
     """
     with plots.style(theme):
         every = 1 if len(x) <= MANY else 6
@@ -113,10 +118,11 @@ def heat(
         height = max(2.6, 1.4 + 0.34 * len(y))
         from matplotlib.figure import Figure
 
+        room = 0.3 if over else 0.0  # below, for a legend
+        height += room
         figure = Figure(figsize=(width, height))
-        ax = figure.add_axes(
-            (left / width, 0.75 / height, (width - left - 0.2) / width, (height - 1.2) / height)
-        )
+        box = (width - left - 0.2) / width, (height - 1.2 - room) / height
+        ax = figure.add_axes((left / width, (0.75 + room) / height, *box))
         ax.pcolormesh(np.ma.masked_invalid(table), cmap="cividis", edgecolor=theme.surface)
         ax.invert_yaxis()
         middle = (np.nanmin(table) + np.nanmax(table)) / 2
@@ -136,6 +142,17 @@ def heat(
         from matplotlib.patches import Rectangle
 
         ax.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor="#d55e00", linewidth=2))
+        for (name, columns), dashes in zip((over or {}).items(), ("-", (0, (2, 2))), strict=False):
+            seen = (columns >= -0.5) & (columns <= len(x) - 0.5)
+            rows = np.arange(len(y))[seen] + 0.5
+            halo = {"color": theme.surface, "linewidth": 3.4, "alpha": 0.7}
+            ax.plot(columns[seen] + 0.5, rows, **halo)
+            ax.plot(columns[seen] + 0.5, rows, color="#d55e00", linestyle=dashes, label=name)
+        if over:
+            ax.legend(
+                loc="upper right", bbox_to_anchor=(1.0, -0.62 / (height - 1.2 - room)), ncols=2,
+                fontsize=8.5, labelcolor=theme.ink,
+            )  # fmt: skip
         at = np.arange(0, len(x), every)
         ax.set_xticks(at + 0.5, labels=list(x)[::every], rotation=60, ha="right", fontsize=7.5)
         ax.set_yticks(np.arange(len(y)) + 0.5, labels=y, fontsize=8)
@@ -227,6 +244,43 @@ def ramp(lrs: np.ndarray, name: str = "learning rate", theme: Theme = LIGHT) -> 
     return figure
 
 
+def noise(runs: Mapping[str, Any], g: str, theme: Theme = LIGHT) -> "Figure":
+    """Rate, batch size, momentum and noise scale against examples, a line for each run.
+
+    Args:
+      runs: of arrays `examples`, `lr`, `size`, `momentum` and `g`, [updates].
+      g: the formula of the noise scale.
+    """
+    what = {
+        "lr": "Learning rate",
+        "size": "Batch size (examples)",
+        "momentum": "Momentum",
+        "g": f"Noise scale {g}",
+    }
+    with plots.style(theme):
+        figure, axes = plots.panels(theme, 2, 2)
+        for ax, (key, title) in zip(axes, what.items(), strict=True):
+            drawn = []
+            for (name, run), color, dashes in zip(
+                runs.items(), COLORS, ("-", (0, (5, 2))), strict=False
+            ):
+                values = np.asarray(getattr(run, key), np.float64)
+                x, y = plots.decimate(np.asarray(run.examples, np.float64), values)
+                ax.plot(x, y, color=color, linestyle=dashes, linewidth=1.8, label=name)
+                drawn.append(values[values > 0])
+            seen = np.concatenate(drawn)
+            if key != "momentum" and len(seen) and seen.max() > 8 * seen.min():
+                ax.set_yscale("log")
+            elif len(seen):
+                ax.set_ylim(0, 1.08 * seen.max())
+            _frame(ax, theme, title, "examples", "")
+            ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
+            ax.locator_params(axis="x", nbins=5)
+        if len(runs) > 1:
+            axes[0].legend(loc="best", fontsize=8.5, labelcolor=theme.ink)
+    return figure
+
+
 def save_sweep(
     folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> dict[str, str]:
@@ -256,7 +310,7 @@ def save_sweep(
                 joined=is_grid,
             )
     if len(keys) == 2:
-        made["heat"] = _map(rows, keys) if is_grid else scatter(rows, keys)
+        made["heat"] = _map(rows, keys, summary) if is_grid else scatter(rows, keys)
     return {name: plots.save(figure, folder / "plots" / name) for name, figure in made.items()}
 
 
@@ -278,9 +332,14 @@ def _series(
     }
 
 
-def _map(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> "Figure":
+def _map(
+    rows: Sequence[Mapping[str, Any]], keys: Sequence[str], summary: Mapping[str, Any]
+) -> "Figure":
     """The axis of more values lies along x."""
     values = {k: list(dict.fromkeys(r[k] for r in rows)) for k in keys}
+    for k, found in values.items():
+        if all(isinstance(v, int | float) for v in found):
+            values[k] = sorted(found)
     y, x = sorted(keys, key=lambda k: len(values[k]))
     table = np.full((len(values[y]), len(values[x])), np.nan)
     cells: dict[tuple[int, int], list[float]] = {}
@@ -291,7 +350,13 @@ def _map(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> "Figure":
         table[at] = np.mean(scores)
     texts = [[_text(v) for v in values[k]] for k in (x, y)]
     names = WORDS.get(x, x), WORDS.get(y, y)
-    return heat(table, texts[0], texts[1], names, "Validation accuracy, percent")
+    over = {}
+    if (x, y) == ("lr", BATCH) and (rule := summary.get("scaling")):
+        sizes, rates = np.log(values[y]), np.log(values[x])
+        for name, power in ("lr ∝ batch", 1.0), ("lr ∝ √batch", 0.5):
+            line = rule["log_lr"] + power * (sizes - rule["log_size"])
+            over[name] = np.interp(line, rates, np.arange(len(rates)), left=-1, right=len(rates))
+    return heat(table, texts[0], texts[1], names, "Validation accuracy, percent", over)
 
 
 def scatter(

@@ -11,6 +11,7 @@ the lanes are one more axis (`vmap`).
 """
 
 import bisect
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -80,6 +81,7 @@ class Lanes:
         self.active = list(range(len(lanes)))
         self.step = self.lane_updates = 0
         self._epochs = recipe.epochs()
+        self._scales: dict[int, float] = {}  # of lanes that follow a plan of their own
         self.names = tuple(sorted({name for lane in lanes for name in lane.values}))
         self._dataset, self._train = dataset, dataset.train
         self._seeds = sorted({lane.seed for lane in lanes})
@@ -139,6 +141,33 @@ class Lanes:
         more = (step - last.first) // last.updates  # 0 within the run
         first = last.first + more * last.updates
         return dataclasses.replace(last, number=last.number + more, first=first)
+
+    @property
+    def left(self) -> int:
+        """Updates left in the epoch that goes on; a whole epoch's at its end."""
+        epoch = self._at(self.step)
+        return epoch.first + epoch.updates - self.step
+
+    def follow(self, epochs: Sequence[Epoch], scales: Mapping[int, float]) -> None:
+        """Goes on by another plan from the epoch that begins now.
+
+        Args:
+          epochs: equal to the plan so far in what is done. scales: of the rate, by active lane;
+            they hold until the next call.
+        """
+        self._epochs, self._scales = tuple(epochs), dict(scales)
+
+    def split(self, lanes: Sequence[int]) -> "Lanes":
+        """These lanes as lanes of their own; the rest stays here. Programs are shared."""
+        other = copy.copy(self)
+        other._orders, other._scales = dict(self._orders), dict(self._scales)
+        other.active, other.lane_updates = sorted(lanes), 0
+        slots = self._place.shape[1]
+        if self.engine == "vmap":
+            slots = 1 << (max(1, -(-len(lanes) // devices.count())) - 1).bit_length()
+        other._move(self._spread(other.active), slots)
+        self.keep([i for i in self.active if i not in set(lanes)])
+        return other
 
     def _alike(self) -> int:
         """The first update that differs from the next one in batch size or factor."""
@@ -302,12 +331,17 @@ class Lanes:
 
     def _settings(self, lanes: Sequence[int]) -> tuple[Any, Any]:
         """Each slot's numbers, and the slots to walk: those of these lanes, seed by seed."""
-        blank, scale = self.lanes[0], self._at(self.step).scale
+        blank, planned = self.lanes[0], self._at(self.step).scale
         chosen = [[self.lanes[i] if i >= 0 else blank for i in row] for row in self._place]
+        scales = [[self._scales.get(i, planned) for i in row] for row in self._place]
+        rates = [
+            [lane.lr * scale for lane, scale in zip(*both, strict=True)]
+            for both in zip(chosen, scales, strict=True)
+        ]
         numbers = {
             "seed": np.array([[lane.seed for lane in row] for row in chosen], np.uint32),
             "which": np.array([[self._seeds.index(a.seed) for a in row] for row in chosen], int),
-            "lr": np.array([[lane.lr * scale for lane in row] for row in chosen], np.float32),
+            "lr": np.array(rates, np.float32),
             "live": np.isin(self._place, lanes),
             **{
                 name: np.array([[lane.values[name] for lane in row] for row in chosen], np.float32)

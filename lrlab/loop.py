@@ -178,8 +178,7 @@ class Run:
             np.square(norms, dtype=np.float64),
             np.square(recorded[:, GRAD_NORM], dtype=np.float64),
         )
-        more = noise_scale.pair(*both, part, size)
-        return [float(total + found.sum()) for total, found in zip(sums, more, strict=True)]
+        return noise_scale.add(sums, *noise_scale.pair(*both, part, size)).tolist()
 
     def is_compiled(self, size: int) -> bool:
         """Whether an epoch at this batch size can begin at once."""

@@ -1,4 +1,4 @@
-"""A schedule as a picture, before anything trains with it."""
+"""A schedule, or the noise of a run, as a picture, before anything trains."""
 
 import os
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lrlab import build, console, planning, plots
+from lrlab import build, charts, console, forecast, planning, plots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,6 +59,39 @@ def plot_schedule(
     if terminal:
         console.say("\n".join(console.curve(rates, spans, per_epoch)))
     figure = plots.schedule(rates, spans, per_epoch)
+    if path is None:
+        return figure
+    plots.write(figure, Path(path))
+    return Path(path)
+
+
+def plot_noise(config: Any, *, path: str | os.PathLike[str] | None = None) -> "Path | Figure":
+    """Draws rate, batch size, momentum and noise scale against examples.
+
+    Beside a decaying rate there is its twin, which keeps the noise and lets the batch grow.
+
+    Args:
+      config: of a run whose batches are planned.
+      path: a file to write, .png or .svg.
+    Returns:
+      The path, where one is given, else the matplotlib figure.
+    Raises:
+      ConfigError: a config that a run would refuse.
+      ValueError: noise that depends on what the run sees; a path that ends in something else.
+    """
+    recipe = build.check(config)
+    planned, twin = forecast.noise(recipe), forecast.twin(recipe)
+    if planned is None:
+        raise ValueError(
+            f"batch.name={recipe.config['batch']['name']!r} or "
+            f"optimizer.name={recipe.config['optimizer']['name']!r} decides along the run: "
+            "there is no noise to draw before it"
+        )
+    runs = {"as configured": planned}
+    if twin:
+        runs["batches that grow"] = twin.noise
+    name = "lr² N / (B (1 - b1))" if forecast.rule_of(recipe) == "adam" else "lr N / (B (1 - m))"
+    figure = charts.noise(runs, name)
     if path is None:
         return figure
     plots.write(figure, Path(path))

@@ -40,19 +40,24 @@ class Trials:
         rules: Sequence[str] = (),
     ):
         """`size`: examples of an update, or of each, int [total]."""
-        self.total, self.look, self.sizes = total, look, np.broadcast_to(size, total)
+        self.look = look
         self.target, self.rules = target, tuple(rules)
         self._chance, self._guess = 1.5 / classes, math.log(classes) + 0.0175
         self.outcome = np.full(lanes, "", dtype="<U8")
         self.updates = np.zeros(lanes, int)
         self.curve = np.full((-(-total // look), lanes, 2), np.nan)
         self.at_end = np.full((lanes, 2), np.nan)  # rate and loss of the last update
-        wanted = target.examples if target and target.examples is not None else 1
-        # Updates that hold so many examples, by the size of the last of them.
-        self._windows = np.maximum(1, np.round(wanted / self.sizes)).astype(int)
+        self.plan(size, total)
         self._window = int(self._windows.max(initial=1))
         self._tail = np.zeros((self._window, lanes, 2))  # correct and weight of the last updates
         self._sums = np.zeros((lanes, 2))  # since the start
+
+    def plan(self, size: int | np.ndarray, total: int) -> None:
+        """Takes other sizes from here on; no batch is smaller than those at first."""
+        self.total, self.sizes = total, np.broadcast_to(size, total)
+        wanted = self.target.examples if self.target and self.target.examples is not None else 1
+        # Updates that hold so many examples, by the size of the last of them.
+        self._windows = np.maximum(1, np.round(wanted / self.sizes)).astype(int)
 
     def see(self, first: int, seen: np.ndarray, active: Sequence[int]) -> list[int]:
         """Takes one look: updates `first` on, float [updates, lanes, (LR, ..., WEIGHT)].

@@ -15,7 +15,7 @@ FLOORS = (
     },
     {"train_step", "planning", "trials"},
     {"epoch", "build"},
-    {"loop", "lanes"},
+    {"loop", "lanes", "forecast"},
     {"jobs", "preview"},
     {"main"},
 )

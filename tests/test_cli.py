@@ -74,7 +74,15 @@ def test_the_main_command_trains_records_and_reports(tmp_path):
     assert not re.search(r'(src|href)="(https?:)?//', (tmp_path / "report.html").read_text())
 
 
-def test_one_two_and_four_devices_give_the_same_numbers(tmp_path):
+GROWS = "{'name': 'increasing', 'size': 64, 'factor': 2, 'every': 1, 'cap': 256, 'most': 128}"
+
+
+@pytest.mark.parametrize(
+    "batch",
+    ["{'name': 'fixed', 'size': 64}", pytest.param(GROWS, marks=pytest.mark.slow)],
+    ids=["fixed", "growing, in parts"],
+)
+def test_one_two_and_four_devices_give_the_same_numbers(tmp_path, batch):
     rows, params = [], []
     for n in (1, 2, 4):
         flags = f"--xla_force_host_platform_device_count={n}"
@@ -82,6 +90,7 @@ def test_one_two_and_four_devices_give_the_same_numbers(tmp_path):
         done = lrlab(
             "--config=configs/digits.py",
             "--config.epochs=4",
+            f"--config.batch={batch}",
             f"--workdir={folder}",
             XLA_FLAGS=flags,
         )
@@ -113,6 +122,23 @@ def test_a_dry_run_writes_nothing_and_shows_the_step(tmp_path):
     assert not (tmp_path / "run").exists()
     for word in ("Dense_0/kernel", "float32 [64, 8x8x1]", "MFLOP", "MB"):
         assert word in done.stdout
+
+
+def test_a_dry_run_tells_the_noise_and_a_run_of_the_same_noise_that_can_be_typed(here):
+    steps = "--config.schedule=({'name': 'step', 'factor': 0.5, 'every': {'epochs': 10}},)"
+    fixed = "--config=configs/digits.py", steps, "--config.batch.size=16"
+    code, out, err = here(*fixed, "--dry_run")
+    assert code == 0, err
+    own, grown = re.findall(r"^ +([\d,]+) updates of 16.*, ([\d,]+) examples", out, re.MULTILINE)
+    own, grown = ([int(x.replace(",", "")) for x in found] for found in (own, grown))
+    assert grown[0] < own[0]
+    assert grown[1] == pytest.approx(own[1], rel=0.02)
+    (typed,) = re.findall(r'^ +(--config.batch=".*")$', out, re.MULTILINE)
+    code, out, err = here(*fixed[:2], *shlex.split(typed), "--dry_run")
+    assert code == 0, err
+    saved = re.search(rf"{own[0]:,} updates; growing saves (\d+)%", out)
+    assert saved, out
+    assert int(saved[1]) == round(100 - 100 * grown[0] / own[0])
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,17 @@ SMALL = (
 )
 
 
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal():
+    """What runs under nohup, or in a shell's background, would hand on that it ignores some."""
+    ignored = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def start(folder, *more, python=("-m", "lrlab.main"), **env):
     """A child that trains in `folder`; `more` changes SMALL."""
     changed = {m.partition("=")[0] for m in more}
@@ -392,6 +403,57 @@ def test_every_schedule_of_the_readme_resumes_exactly_when_killed_in_any_phase(
     assert code == 0, err
     assert digest(folder) == digest(tmp_path / "whole"), cuts
     print(f"{name}: killed after {cuts} of 475 updates, digest and rates equal")
+
+
+# Every regime, on 1,078 examples of digits; those that look at the run see plateaus and noise soon.
+REGIMES = {
+    "increasing": {"factor": 2, "at": (1, 3), "cap": 128, "size": 64},
+    "hybrid": {"factor": 2, "at": (2, 4), "size": 64},
+    "geometric": {"factor": 2, "every": 2, "cap": 256, "size": 64},
+    "ramp": {"end": 192, "epochs": 4, "steps": 2, "coupling": "sqrt", "size": 64},
+    "stages": {"sizes": (64, 160), "at": (0, 3), "coupling": "linear"},
+    "plateau": {"factor": 0.5, "patience": 1, "threshold": 0.5, "size": 64},
+    "plateau_growth": {"factor": 2, "patience": 1, "threshold": 0.5, "cap": 128, "size": 64},
+    "noise": {"cap": 256, "share": 2.0, "size": 16},
+}
+DIES = """
+import os, signal, sys
+from lrlab import loop, main
+loop.STRETCH, train = 0.0, loop._train  # an update a stretch, and a save after each
+def dying(run, *more):
+    if run.step >= int(os.environ["DIES_AT"]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train(run, *more)
+loop._train = dying
+sys.exit(main.main(["lrlab", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REGIMES)
+def test_a_run_killed_in_every_phase_of_its_regime_resumes_exactly(tmp_path, name):
+    more = (f"--config.batch={ ({'name': name, **REGIMES[name]}) }", "--config.epochs=6")
+    more += ("--config.schedule=({'name': 'constant'},)",)
+    code, _, err = finish(start(tmp_path / "whole", *more))
+    assert code == 0, err
+    rows = records.read(tmp_path / "whole").rows
+    phases = [(r["batch_size"], r["lr"]) for r in rows]
+    begins = [0, *(r["step"] for r in rows)]
+    turns = [i for i in range(6) if i == 0 or phases[i] != phases[i - 1]]
+    assert len(turns) >= 2, "it never grew"
+    # At the first update of each phase, within its first epoch and before its last update.
+    inside = [begins[i] + (begins[i + 1] - begins[i]) // 2 for i in turns]
+    ends = [begins[i] - 1 for i in turns[1:]] + [begins[-1] - 1]
+    cuts = sorted({*(begins[i] for i in turns), *inside, *ends} - {0})
+    folder = tmp_path / "cut"
+    for cut in cuts:
+        process = start(folder, *more, python=("-c", DIES), DIES_AT=str(cut))
+        code, _, err = finish(process)
+        assert code == -signal.SIGKILL, err
+    code, _, err = finish(start(folder, *more))
+    assert code == 0, err
+    assert digest(folder) == digest(tmp_path / "whole"), cuts
+    print(f"{name}: {len(turns)} phases {[phases[i] for i in turns]}, killed at {cuts}: equal")
 
 
 def test_the_readme_shows_the_schedules_that_are_tried():

@@ -11,6 +11,7 @@ from conftest import ROOT, tiny
 from PIL import Image
 
 import lrlab
+from lrlab import build
 from lrlab.resolve import ConfigError
 
 WARM = {"name": "warmup_linear", "start": 0.5, "epochs": 1}
@@ -104,3 +105,34 @@ def test_importing_lrlab_imports_nothing_large():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
     with pytest.raises(AttributeError, match="no attribute 'plot_shedule'"):
         lrlab.plot_shedule  # noqa: B018
+
+
+def test_the_noise_of_a_decay_and_of_its_twin_is_one_curve(tmp_path):
+    step = {"name": "step", "factor": 0.5, "every": {"epochs": 5}}
+    config = tiny(epochs=20, batch={"name": "fixed", "size": 16}, schedule=(step,))
+    rate, size, momentum, g = lrlab.plot_noise(config).axes
+    assert [line.get_label() for line in rate.get_lines()] == ["as configured", "batches that grow"]
+    n = build.check(config).source.sizes[0]
+    fifths = np.repeat([1, 0.5, 0.25, 0.125], 2)
+    course = np.array([0, 4.5, 5.5, 9.5, 10.5, 14.5, 15.5, 19.5]) * (n // 16 * 16)  # by epochs
+    for k, line in enumerate(g.get_lines()):
+        at, values = line.get_xydata().T
+        held = values[np.searchsorted(at, course)]
+        np.testing.assert_allclose(held, 0.1 * n / 16 / 0.1 * fifths, rtol=1e-6, err_msg=str(k))
+    own, grown = (line.get_ydata() for line in size.get_lines())
+    assert set(own) == {16}
+    assert sorted(set(grown)) == [16, 32, 64], "a tenth of the data is less than 128"
+    own, grown = (line.get_ydata() for line in rate.get_lines())
+    np.testing.assert_allclose(sorted(set(own)), [0.0125, 0.025, 0.05, 0.1], rtol=1e-6)
+    np.testing.assert_allclose(sorted(set(grown)), [0.05, 0.1], rtol=1e-6)
+    assert {y for line in momentum.get_lines() for y in line.get_ydata()} == {0.9}
+
+
+def test_noise_is_drawn_of_what_is_planned(tmp_path):
+    assert lrlab.plot_noise(tiny(), path=tmp_path / "noise.png").exists()
+    grows = {"name": "increasing", "size": 64, "factor": 2, "at": 1}
+    figure = lrlab.plot_noise(tiny(batch=grows, optimizer={"name": "adam"}))
+    assert len(figure.axes[0].get_lines()) == 1, "what grows already has no twin"
+    assert "lr²" in figure.axes[3].get_title(loc="left")
+    with pytest.raises(ValueError, match="decides along the run"):
+        lrlab.plot_noise(tiny(batch={"name": "plateau", "size": 64}))

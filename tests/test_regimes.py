@@ -198,6 +198,24 @@ def test_a_converted_decay_keeps_its_rate_until_the_cap_for_sgd_and_half_of_it_f
         np.testing.assert_allclose(run.lr, expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["warm-up", "restarts"])
+def test_no_rate_of_a_twin_exceeds_the_peak(name):
+    phases = {
+        "warm-up": (
+            {"name": "linear", "start": 0.1, "end": 1.0, "epochs": 4},
+            {"name": "cosine", "start": 1.0, "end": 0.01},
+        ),
+        "restarts": ({"name": "cosine_restarts", "t_0": {"epochs": 4}},),
+    }
+    n, size, epochs = 1000, 10, 20
+    shape = planning.plan(phases[name], planning.Clock(epochs * 100, 100, size)).shape
+    spec = batching.to_batches(shape, n, size, epochs)
+    # Below half the peak for good: after the middle of the only, or of the last, descent.
+    assert spec["at"][:2] == ((0, 13) if name == "warm-up" else (0, 18))
+    regime = batching.stages(**{k: v for k, v in spec.items() if k != "name"})
+    assert batching.noise_scale(shape, regime, n, epochs=epochs).lr.max() <= 1 + 1e-6
+
+
 def some(values, quick):
     """Parameters, of which those that are not quick are slow tests."""
     return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]

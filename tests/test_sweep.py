@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT, tiny
+from test_loop import start as start_run
 
 from lrlab import build, main, records
 from lrlab.jobs import sweep
@@ -144,6 +145,72 @@ def trials_of(folder):
     return sorted(rows, key=lambda r: r["trial"])
 
 
+SEEING = {
+    "plateau": {"factor": 0.3, "patience": 1, "threshold": 0.2, "size": 64},
+    "plateau_growth": {"factor": 2, "patience": 1, "threshold": 0.2, "cap": 256, "size": 64},
+    "noise": {"cap": 256, "share": 0.5, "size": 32},
+}
+
+
+@pytest.mark.parametrize("name", SEEING)
+def test_lanes_whose_regime_looks_at_them_part_and_are_the_single_runs(tmp_path, name, capsys):
+    axes = ({"key": "lr", "values": (0.003, 0.02, 0.1)}, {"key": "seed", "values": (0, 1)})
+    changes = {"epochs": 6, "batch": {"name": name, **SEEING[name]}, "sweep": {"look": 17}}
+    rows = {r["trial"]: r for r in run(tmp_path / "sweep", axes=axes, **changes)}
+    assert sorted(rows) == list(range(6))
+    assert "saved" not in capsys.readouterr().out, "none ended early"
+    base = tiny(**{k: v for k, v in changes.items() if k != "sweep"})
+    courses = set()
+    for row in rows.values():
+        folder = tmp_path / str(row["trial"])
+        start_run(folder, {**base, "lr": row["lr"], "seed": row["seed"]})
+        single = records.read(folder).rows
+        courses.add(tuple((r["batch_size"], round(r["lr"] / row["lr"], 3)) for r in single))
+        if name == "noise":  # measured between two devices there, and within one here
+            continue
+        assert row["updates"] == single[-1]["step"]
+        assert row["examples"] == single[-1]["examples"]
+        assert row["val_loss"] == pytest.approx(single[-1]["val_loss"], rel=2e-3)
+        assert row["last_lr"] == pytest.approx(single[-1]["lr"], rel=1e-5)
+    assert len(courses) > 1, "all lanes came to the same batches and rates"
+    if name != "plateau":
+        assert len({r["updates"] for r in rows.values()}) > 1, "no lane parted"
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_lanes_that_parted_are_resumed_whatever_waits(tmp_path, monkeypatch):
+    axes = ({"key": "lr", "values": (0.003, 0.02, 0.1)}, {"key": "seed", "values": (0, 1)})
+    changes = {
+        "epochs": 6,
+        "batch": {"name": "plateau_growth", **SEEING["plateau_growth"]},
+        "sweep": {"look": 17},
+        "checkpoint": {"minutes": 0},
+    }
+    run(tmp_path / "whole", axes=axes, **changes)
+    whole = trials_of(tmp_path / "whole")
+    save, waiting, left = sweep._Conductor.save, [], [0]
+
+    def killed(conductor):
+        save(conductor)
+        left[0] -= 1
+        if left[0] < 0:
+            waiting.append(len(conductor.waves) - 1)
+            raise KilledError
+
+    for allowed in (2, 3, 2, 1):
+        left[0] = allowed
+        with monkeypatch.context() as patch:
+            patch.setattr(sweep._Conductor, "save", killed)
+            with pytest.raises(KilledError):
+                run(tmp_path / "cut", axes=axes, **changes)
+    run(tmp_path / "cut", axes=axes, **changes)
+    assert trials_of(tmp_path / "cut") == whole
+    assert max(waiting) > 0, "nothing waited when it was killed"
+
+
 CHANGES = (
     "--config=configs/sweep_digits.py",
     "--config.checkpoint.minutes=0",
@@ -195,22 +262,27 @@ def test_a_sweep_of_96_killed_ten_times_loses_no_trial_and_trains_none_twice(tmp
 
 
 @pytest.mark.slow
-def test_a_sweeps_rows_are_those_of_the_single_runs(tmp_path):
+@pytest.mark.parametrize("name", ["fixed", *SEEING])
+def test_a_sweeps_rows_are_those_of_the_single_runs(tmp_path, name):
     folder = tmp_path / "sweep"
-    command = "--config.sweep.axes=({'key': 'lr', 'values': (0.05, 0.1, 0.2)},)"
-    code = main.main(["lrlab", "--config=configs/sweep_digits.py", command, f"--workdir={folder}"])
+    batch = f"--config.batch={ ({'name': name, **SEEING.get(name, {'size': 64})}) }"
+    changes = "--config.sweep.axes=({'key': 'lr', 'values': (0.01, 0.03, 0.06)},)", batch
+    code = main.main(["lrlab", "--config=configs/sweep_digits.py", *changes, f"--workdir={folder}"])
     assert code == 0
     for row in records.trials(folder):
         single = [
             "--config=configs/sweep_digits.py",
             "--config.job.name=train",
             "--config.sweep=None",
+            batch,
             f"--config.lr={row['lr']}",
             f"--workdir={tmp_path / str(row['trial'])}",
         ]
         env = {**os.environ, "XLA_FLAGS": ""}
         subprocess.run([sys.executable, "-m", "lrlab.main", *single], cwd=ROOT, env=env, check=True)
-        final = records.read(tmp_path / str(row["trial"])).final
+        record = records.read(tmp_path / str(row["trial"]))
+        final = record.final
+        assert (row["updates"], row["examples"]) == (final["step"], record.rows[-1]["examples"])
         assert final["test_loss"] == pytest.approx(row["test_loss"], rel=1e-5)
         assert final["test_accuracy"] == pytest.approx(row["test_accuracy"], rel=1e-5)
 

@@ -32,6 +32,15 @@ def pair(
     return noise, (size * big - part * small) / (size - part)
 
 
+def add(sums: npt.ArrayLike, *pair: np.ndarray) -> np.ndarray:
+    """Sums [..., 2] with the estimates of more updates, each [n, ...], added in order.
+
+    So it does not matter how a run is cut; sum() would add pairwise, by chunk.
+    """
+    rows = np.concatenate([np.asarray(sums, np.float64)[None], np.stack(pair, -1)])
+    return np.cumsum(rows, 0)[-1]
+
+
 def ratio(noise: float, square: float) -> float:
     """B_simple from sums of both estimates; infinite where noise is all that there is."""
     return noise / square if square > 0 else math.inf

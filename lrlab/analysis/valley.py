@@ -138,6 +138,60 @@ def _valley(
     return found
 
 
+def scaling(rows: Sequence[Mapping[str, Any]], key: str = "batch.size") -> dict[str, Any] | None:
+    """How the best rate goes with the batch: the power p of lr ~ batch^p, by least squares of logs.
+
+    The best rate of a size is the middle of the band that is within NEAR of the best, which moves
+    less from seed to seed than the best itself; sizes whose band ends at the rates tried say
+    nothing of its middle, and are left out.
+
+    Args:
+      rows: of a grid of rates and sizes, perhaps of seeds, and of nothing else.
+    Returns:
+      power with low and high, its 95 % interval over seeds (None for one seed); sizes: those that
+      were fitted; log_size, log_lr: the centre of the fit. None for fewer than three sizes.
+    """
+    seeds = sorted({row.get("seed", 0) for row in rows})
+    whole = _power(rows, key)
+    if whole is None:
+        return None
+    low = high = None
+    if len(seeds) > 1:
+        each = {seed: [r for r in rows if r.get("seed", 0) == seed] for seed in seeds}
+        rng, found = np.random.default_rng(0), []
+        for _ in range(200):
+            drawn = [row for s in rng.choice(seeds, len(seeds)) for row in each[s]]
+            fit = _power(drawn, key)
+            found += [fit["power"]] if fit else []
+        low, high = map(float, np.quantile(found, [0.025, 0.975])) if found else (None, None)
+    return {**whole, "low": low, "high": high, "seeds": len(seeds)}
+
+
+def _power(rows: Sequence[Mapping[str, Any]], key: str) -> dict[str, Any] | None:
+    """The fit of `scaling` without its interval."""
+    scores: dict[Any, dict[float, list[float]]] = {}
+    for row in rows:
+        scores.setdefault(row[key], {}).setdefault(row["lr"], []).append(_score(row))
+    middles = {}
+    for size in sorted(scores):
+        lrs = sorted(scores[size])
+        means = [float(np.mean(scores[size][lr])) for lr in lrs]
+        best = int(np.argmax(means))
+        low, high = band(lrs, [m >= means[best] - NEAR for m in means], best)
+        if lrs[0] < low and high < lrs[-1]:
+            middles[size] = math.sqrt(low * high)
+    if len(middles) < 3:
+        return None
+    x, y = np.log(list(middles)), np.log(list(middles.values()))
+    power = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
+    return {
+        "power": power,
+        "sizes": list(middles),
+        "log_size": float(x.mean()),
+        "log_lr": float(y.mean()),
+    }
+
+
 def _text(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -153,4 +207,5 @@ def summary(rows: Sequence[Mapping[str, Any]], keys: Sequence[str], at_most: int
         "at_most": at_most,
         "valleys": valleys(rows, keys),
         "settings": settings(rows, keys)[:20],
+        "scaling": scaling(rows) if set(keys) - {"seed"} == {"lr", "batch.size"} else None,
     }

@@ -9,6 +9,7 @@ from lrlab.batching._clock import nearest as nearest
 from lrlab.batching._clock import ticks as ticks
 from lrlab.batching._clock import to_updates as to_updates
 from lrlab.batching._clock import updates_per_epoch as updates_per_epoch
+from lrlab.batching._equivalence import Noise as Noise
 from lrlab.batching._equivalence import noise_scale as noise_scale
 from lrlab.batching._equivalence import to_batches as to_batches
 from lrlab.batching._plateaus import plateau, plateau_growth

@@ -88,7 +88,8 @@ def to_batches(
 
     The schedule stays in the config: its rate is multiplied by what the batch has grown by, to the
     power that keeps g, so g is the same at every update, and the rate falls only where the batch
-    cannot grow: between two sizes, and beyond the cap.
+    cannot grow: between two sizes, and beyond the cap. Batches do not shrink, so one grows only
+    where the schedule stays below for good: after a warm-up, and not between restarts.
 
     Args:
       schedule: update at the first batch size -> multiplier. n: training examples.
@@ -99,11 +100,12 @@ def to_batches(
       ValueError: an unknown rule; more sizes than can be compiled.
     """
     power, most = _power(rule), cap or n
-    starts = np.arange(epochs, dtype=np.int64) * updates_per_epoch(n, size)
-    values = _values(schedule, starts)
-    peak = values.max()
+    per_epoch = updates_per_epoch(n, size)
+    highest = _values(schedule, np.arange(epochs * per_epoch)).reshape(epochs, per_epoch).max(1)
+    to_come = np.maximum.accumulate(highest[::-1])[::-1]
+    peak = to_come[0]
     sizes, at = [size], [0]
-    for epoch, value in enumerate(values):
+    for epoch, value in enumerate(to_come):
         # The batch takes all of the decay for SGD, and the square of its root for Adam.
         room = min(peak / max(value, 1e-30) * (1 + 1e-6), most / size)
         now = round(size * factor ** int(np.floor(np.log(room) / np.log(factor) + 1e-9)))

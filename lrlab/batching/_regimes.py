@@ -52,7 +52,7 @@ class Regime:
 
 @dataclasses.dataclass(frozen=True)
 class Epoch:
-    """An epoch of a run whose batches are planned: updates [first, first + updates) of the run."""
+    """An epoch's plan: updates [first, first + updates) of the run, their batches and factor."""
 
     number: int
     first: int
@@ -61,11 +61,16 @@ class Epoch:
     scale: float
 
 
-def epochs_of(regime: Regime, epochs: int, examples: int) -> tuple[Epoch, ...]:
-    """All epochs of a run, for regimes that read nothing."""
+def epochs_of(
+    regime: Regime, epochs: int, examples: int, seen: Sequence[Any] = ()
+) -> tuple[Epoch, ...]:
+    """All epochs of a run; what a regime reads was `seen` of the first ones.
+
+    Epochs after the next one are as the next one, as if nothing more would be seen.
+    """
     found, first = [], 0
     for number in range(epochs):
-        size, scale = regime.at(number, ())
+        size, scale = regime.at(number, seen)
         found.append(Epoch(number, first, examples // size, size, scale))
         first += examples // size
     return tuple(found)

@@ -41,7 +41,6 @@ DEFAULTS: dict[str, Any] = {
     "groups": (),
 }
 SIZE = "batch.size"
-PLAIN_RULES = "sgd", "momentum", "nesterov", "optax:sgd", "optax:trace"  # steps are gradients
 LOOKS = 200  # at the held-out loss, along a ramp
 TAIL = 0.2  # of a batch size's updates, at their end: their mean loss stands for it
 
@@ -213,7 +212,7 @@ def measure(plan: Plan, dataset: Dataset) -> Iterator[Curve]:
         return
     for group, recipe in plan.recipes.items():
         shown, losses = _along(_ramped(recipe, plan), plan, dataset)
-        is_plain = plan.config["optimizer"]["name"] in PLAIN_RULES
+        is_plain = plan.config["optimizer"]["name"] in optimizers.PLAIN_RULES
         below = suggest.PLAIN if is_plain else suggest.ADAPTIVE
         smooth, found = _smooth_mean(losses), suggest.suggest(shown, losses, below)
         yield Curve(group, shown, losses, smooth, found)

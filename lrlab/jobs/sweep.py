@@ -7,11 +7,16 @@ its own. Groups that the memory cannot hold at once go in waves.
 <folder>/trials.jsonl     a row a trial that is over, in the order they ended
 <folder>/trials.parquet   the same as a table, with trials.csv and trials.tex
 <folder>/summary.json     the valley of every setting, and the best points
-<folder>/checkpoints/     the wave that trains
+<folder>/checkpoints/     the wave that trains, and what was split from it
+
+Where a regime looks at losses or at noise, lanes whose batches come to differ part: they go on as
+waves of their own, one after another.
 """
 
+import copy
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,16 +25,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from lrlab import build, console, devices, fields, optimizers, points, records, resolve
-from lrlab.analysis import valley
+from lrlab import batching, build, console, devices, fields, optimizers, points, records, resolve
+from lrlab.analysis import noise_scale, valley
 from lrlab.build import Recipe
 from lrlab.checkpoint import Checkpoints
 from lrlab.data import Dataset
 from lrlab.jobs import _start
 from lrlab.lanes import Lane, Lanes
-from lrlab.report.sweep import write_sweep
+from lrlab.report.sweep import scaling_words, write_sweep
 from lrlab.resolve import ConfigError
-from lrlab.train_step import RECORDED
+from lrlab.train_step import PART_NORM, RECORDED
 from lrlab.trials import Trials
 
 __all__ = ["run"]
@@ -86,10 +91,9 @@ class Plan:
         return min(total, self.sweep.updates or total)
 
 
-def sizes_of(recipe: Recipe, updates: int) -> np.ndarray:
-    """Examples of each of the first updates of a run, int [updates]."""
-    parts = [np.full(e.updates, e.size) for e in recipe.epochs() if e.first < updates]
-    return np.concatenate(parts)[:updates]
+def sizes_of(epochs: Sequence[batching.Epoch], updates: int | None) -> np.ndarray:
+    """Examples of each update of a run, at most the first so many, int [updates]."""
+    return np.concatenate([np.full(e.updates, e.size) for e in epochs])[:updates]
 
 
 def check(config: Mapping[str, Any]) -> Plan:
@@ -164,14 +168,6 @@ def _refuse(recipe: Recipe) -> None:
         raise ConfigError(
             ["nonfinite.policy='rollback' is for a single run; a sweep takes stop and skip"]
         )
-    if recipe.regime.reads:
-        raise ConfigError(
-            [
-                f"batch.name={recipe.config['batch']['name']!r} grows the batch by what each run "
-                "sees, and lanes share their batches: sweep over planned regimes, such as "
-                "'increasing', or run it alone"
-            ]
-        )
     if getattr(recipe.model, "axis_name", None):
         raise ConfigError(
             ["model.axis_name must be left out in a sweep: each lane is whole on one device"]
@@ -222,6 +218,7 @@ class _Conductor:
         self.saves = Checkpoints(
             folder / "checkpoints", planned.groups[0].recipe.config["checkpoint"]["keep"]
         )
+        self.waves: list[_Wave] = []  # the first one trains, the others were split from it
         self._data: tuple[str, Dataset] | None = None
         self._said = time.monotonic()
 
@@ -235,7 +232,19 @@ class _Conductor:
         with self.saves:
             for group in self.plan.groups:
                 while left := [t for t in group.trials if t.number not in self.done]:
-                    self._wave(group, left).train(self)
+                    self.waves = self._wave(group, left)
+                    while self.waves:
+                        self.waves[0].train(self)
+                        self.waves.pop(0)
+
+    def save(self) -> None:
+        """Saves all that trains or waits, also between two looks."""
+        trees = [wave.tree() for wave in self.waves]
+        at = {
+            "trials": [t.number for t in self.waves[0].trials],
+            "waves": [wave.position() for wave in self.waves],
+        }
+        self.saves.save((self.saves.steps() or [0])[-1] + 1, {"waves": trees}, at)
 
     def _read(self, recipe: Recipe) -> Dataset:
         name = records.canonical(recipe.config["data"])
@@ -243,15 +252,23 @@ class _Conductor:
             self._data = name, recipe.read()
         return self._data[1]
 
-    def _wave(self, group: Group, left: list[Trial]) -> "_Wave":
-        """The wave that was saved, if some of it is left, else a new one."""
-        dataset, at = self._read(group.recipe), self.saves.position() or {"trials": []}
-        saved = [t for t in group.trials if t.number in set(at["trials"])]
+    def _wave(self, group: Group, left: list[Trial]) -> list["_Wave"]:
+        """The wave that was saved, and those split from it, if some is left; else a new one."""
+        dataset, at = self._read(group.recipe), self.saves.position() or {}
+        saved = [t for t in group.trials if t.number in set(at.get("trials", ()))]
         resumes = not {t.number for t in saved}.isdisjoint(t.number for t in left)
         wave = _Wave.of(group, saved if resumes else left, dataset, self.plan)
-        if resumes and [t.number for t in wave.trials] == at["trials"]:
-            wave.restore(self.saves)
-        return wave
+        if not resumes or "waves" not in at or [t.number for t in wave.trials] != at["trials"]:
+            return [wave]
+        waves = [wave, *(wave.split(w["active"]) for w in at["waves"][1:])]
+        found = self.saves.restore({"waves": [w.shapes() for w in waves]})
+        if found is None:
+            return [wave]
+        for one, tree, position in zip(waves, found[0]["waves"], at["waves"], strict=True):
+            one.restore(tree, position)
+        step = waves[0].lanes.step
+        console.say(f"resuming at update {step:,} with {len(waves[0].lanes.active)} lanes")
+        return [w for w in waves if w.lanes.active]  # of which there are: some trials are left
 
     def write(self, rows: Sequence[dict[str, Any]]) -> None:
         """Appends the rows of trials that are over; none is written twice."""
@@ -279,16 +296,21 @@ class _Conductor:
 class _Wave:
     """Trials of a group that train together. seconds: that each took of one device.
 
-    seen: what was recorded since the last look. looked: updates at that look.
+    recorded: what was seen since the last look. looked: updates at that look. norms: sums that tell
+    the noise scale of each lane's epoch that goes on, float64 [lanes, 2]. seen: what the regime
+    reads, of each epoch done, by lane.
     """
 
     group: Group
     trials: Sequence[Trial]
+    most: int | None
     lanes: Lanes
     results: Trials
     seconds: np.ndarray
-    seen: np.ndarray
+    recorded: np.ndarray
+    norms: np.ndarray
     looked: int = 0
+    seen: list[list[float | None]] = dataclasses.field(default_factory=list)
 
     @classmethod
     def of(cls, group: Group, chosen: Sequence[Trial], dataset: Dataset, planned: Plan) -> "_Wave":
@@ -308,38 +330,123 @@ class _Wave:
         results = Trials(
             len(chosen),
             recipe.source.num_classes,
-            sizes_of(recipe, total),
+            sizes_of(recipe.epochs(), total),
             total,
             look,
             planned.sweep.target,
             planned.sweep.stop,
         )
-        seen = np.full((look, len(chosen), len(_SEEN)), np.nan, np.float32)
-        return cls(group, tuple(chosen), lanes, results, np.zeros(len(chosen)), seen)
+        return cls(
+            group,
+            tuple(chosen),
+            planned.sweep.updates,
+            lanes,
+            results,
+            seconds=np.zeros(len(chosen)),
+            recorded=np.full((look, len(chosen), len(_SEEN)), np.nan, np.float32),
+            norms=np.zeros((len(chosen), 2)),
+        )
 
     def train(self, conductor: _Conductor) -> None:
-        """Trains to the end, look by look."""
+        """Trains to the end, look by look; lanes that part from the others wait their turn."""
+        regime, minutes = self.group.recipe.regime, self._config["checkpoint"]["minutes"]
         saved, stretch = time.monotonic(), self.results.look
-        minutes = self.group.recipe.config["checkpoint"]["minutes"]
         while self.lanes.active:
             inside = self.lanes.step - self.looked
             left = min(self.results.look, self.results.total - self.looked) - inside
-            began, count = time.monotonic(), min(stretch, left)
-            self.seen[inside : inside + count] = self.lanes.advance(count)[..., _SEEN]
+            in_epoch = self.lanes.left if regime.reads else left
+            count = min(stretch, left, in_epoch)
+            began = time.monotonic()
+            self._advance(inside, count)
             taken = time.monotonic() - began
             stretch = max(1, int(count * STRETCH / taken))
             self.seconds[self.lanes.active] += taken * devices.count() / len(self.lanes.active)
             if count == left:
-                over = self.results.see(self.looked, self.seen[: inside + count], self.lanes.active)
+                part = self.recorded[: inside + count]
+                over = self.results.see(self.looked, part, self.lanes.active)
                 conductor.write(self._rows(over))
                 self.lanes.keep([i for i in self.lanes.active if i not in set(over)])
                 self.looked = self.lanes.step
                 conductor.say(self)
+            if regime.reads and count == in_epoch and self.lanes.active:
+                conductor.waves += self._turn()
             if conductor.came or time.monotonic() - saved >= 60 * minutes:
-                self.save(conductor.saves)
+                conductor.save()
                 saved = time.monotonic()
             if conductor.came:
                 raise _start.Stopped(conductor.came[0], self.lanes.step)
+
+    @property
+    def _config(self) -> Mapping[str, Any]:
+        return self.group.recipe.config
+
+    def _advance(self, inside: int, count: int) -> None:
+        """Does more updates, and records them from place `inside` on."""
+        recipe, size = self.group.recipe, self.lanes.size
+        recorded = self.lanes.advance(count)
+        self.recorded[inside : inside + count] = recorded[..., _SEEN]
+        if recipe.regime.reads == "noise":
+            here = recorded[:, self.lanes.active].astype(np.float64)
+            here[here[..., RECORDED.index("finite")] == 0] = 0.0
+            small = here[..., self.lanes.columns.index(PART_NORM)] ** 2
+            big = here[..., RECORDED.index("grad_norm")] ** 2
+            pair = noise_scale.pair(small, big, size // recipe.parts(size, 1), size)
+            self.norms[self.lanes.active] = noise_scale.add(self.norms[self.lanes.active], *pair)
+
+    def _turn(self) -> list["_Wave"]:
+        """Ends an epoch: the regime looks at each lane, and those of other batches part.
+
+        Returns:
+          The waves of those that parted: they wait until this one is over.
+        """
+        active = self.lanes.active
+        row: list[float | None] = [None] * len(self.trials)
+        if self.group.recipe.regime.reads == "losses":
+            means = self.lanes.evaluate("validation", active)
+            found = [m["loss"] for m in means]
+        else:
+            found = [noise_scale.ratio(*sums) for sums in self.norms[active]]
+            self.norms[active] = 0.0
+        for i, x in zip(active, found, strict=True):
+            row[i] = x if np.isfinite(x) else None
+        self.seen.append(row)
+        if len(self.seen) == self._config["epochs"]:
+            return []
+        parted: dict[int, list[int]] = {}
+        for i in active:
+            parted.setdefault(self._plan(i)[len(self.seen)].size, []).append(i)
+        waves = [self.split(lanes) for lanes in list(parted.values())[1:]]
+        for wave in (self, *waves):
+            wave.follow()
+        return waves
+
+    def _plan(self, lane: int) -> Sequence[batching.Epoch]:
+        """A lane's epochs, as far as is known."""
+        reads = self.group.recipe.regime.reads
+        column = [row[lane] for row in self.seen]
+        if reads == "losses":
+            column = [math.nan if x is None else x for x in column]
+        return self.group.recipe.epochs(column)
+
+    def follow(self) -> None:
+        """Goes on as the regime says after what was seen; all lanes have batches of one size."""
+        number, epochs = len(self.seen), self._plan(self.lanes.active[0])
+        scales = {i: self._plan(i)[number].scale for i in self.lanes.active}
+        self.lanes.follow(epochs, scales)
+        sizes = sizes_of(epochs, self.most)
+        self.results.plan(sizes, len(sizes))
+
+    def split(self, lanes: Sequence[int]) -> "_Wave":
+        """These lanes as a wave of their own."""
+        return dataclasses.replace(
+            self,
+            lanes=self.lanes.split(lanes),
+            results=copy.deepcopy(self.results),
+            seconds=self.seconds.copy(),
+            recorded=self.recorded.copy(),
+            norms=self.norms.copy(),
+            seen=list(self.seen),
+        )
 
     def _rows(self, over: Sequence[int]) -> list[dict[str, Any]]:
         """The rows of lanes that are over, tested."""
@@ -360,31 +467,37 @@ class _Wave:
                 row |= {f"{prefix}_{k}": _number(x) for k, x in means.items()}
         return rows
 
-    def _tree(self) -> dict[str, Any]:
-        return {"results": self.results.state(), "seen": self.seen, "seconds": self.seconds}
+    def _arrays(self) -> dict[str, Any]:
+        own = {k: getattr(self, k) for k in ("recorded", "seconds", "norms")}
+        return {"results": self.results.state(), **own}
 
-    def save(self, saves: Checkpoints) -> None:
-        """Saves the wave, also between two looks."""
-        at = {
-            "trials": [t.number for t in self.trials],
+    def tree(self) -> dict[str, Any]:
+        """The arrays that a checkpoint keeps."""
+        return {**self._arrays(), "lanes": self.lanes.state()}
+
+    def shapes(self) -> dict[str, Any]:
+        """Arrays like those of `tree`."""
+        return {**self._arrays(), "lanes": self.lanes.shapes()}
+
+    def position(self) -> dict[str, Any]:
+        """What is JSON beside the arrays."""
+        return {
             "step": self.lanes.step,
             "looked": self.looked,
             "active": self.lanes.active,
+            "seen": self.seen,
         }
-        tree = {**self._tree(), "lanes": self.lanes.state()}
-        saves.save((saves.steps() or [0])[-1] + 1, tree, at)
 
-    def restore(self, saves: Checkpoints) -> None:
+    def restore(self, tree: Mapping[str, Any], at: Mapping[str, Any]) -> None:
         """Goes back to what was saved."""
-        found = saves.restore({**self._tree(), "lanes": self.lanes.shapes()})
-        if found is None:
-            return
-        tree, at = found
         self.results.restore(tree["results"])
         self.lanes.restore(tree["lanes"], at["step"], at["active"])
-        self.seen, self.seconds = np.array(tree["seen"]), np.array(tree["seconds"])
-        self.looked = at["looked"]
-        console.say(f"resuming at update {at['step']:,} with {len(at['active'])} lanes")
+        self.recorded, self.seconds, self.norms = (
+            np.array(tree[k]) for k in ("recorded", "seconds", "norms")
+        )
+        self.looked, self.seen = at["looked"], at["seen"]
+        if self.seen and self.lanes.active and len(self.seen) < self._config["epochs"]:
+            self.follow()
 
 
 def _shown(value: Any) -> Any:
@@ -401,7 +514,9 @@ def _conclude(folder: Path, planned: Plan) -> None:
     rows = records.trials(folder)
     if rows:
         most = {t.number: planned.updates(g.recipe) for g in planned.groups for t in g.trials}
-        at_most = sum(most[row["trial"]] for row in rows)
+        at_most = sum(
+            row["updates"] if row["outcome"] == "budget" else most[row["trial"]] for row in rows
+        )
         records.write_json(folder / "summary.json", valley.summary(rows, keys, at_most))
         _tables(folder, rows)
     write_sweep(folder, len(planned.trials))
@@ -493,4 +608,7 @@ def _ending(folder: Path) -> str:
         lines.append(
             f"  {entry['name']:<24} best validation accuracy {best['val_accuracy']:.2%}{rate}{span}"
         )
-    return "\n".join([*lines[:17], f"report {folder / 'report.html'}"])
+    lines = lines[:17]
+    if rule := said.get("scaling"):
+        lines.append(f"the best rate grows as {scaling_words(rule)}")
+    return "\n".join([*lines, f"report {folder / 'report.html'}"])

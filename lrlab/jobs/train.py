@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from lrlab import build, console, devices, epoch, loop, optimizers, records, report
+from lrlab import build, console, devices, epoch, forecast, loop, optimizers, records, report
+from lrlab.batching import Noise
 from lrlab.build import Recipe
 from lrlab.checkpoint import Checkpoints
 from lrlab.jobs._start import Options, Stopped, claim, default_folder, same_config, signals
@@ -249,4 +250,40 @@ def _dry_run(recipe: Recipe) -> None:
         f"compiled  one update in a loop, {flops / 1e6:,.1f} MFLOP as XLA counts, "
         f"ready after {seconds:.1f} s"
     )
+    for line in _noise_lines(recipe):
+        console.say(line)
     console.say("dry run: nothing was trained or written")
+
+
+def _noise_lines(recipe: Recipe) -> list[str]:
+    """The noise scale along the run, and a run of the same noise in fewer updates."""
+    planned, twin = forecast.noise(recipe), forecast.twin(recipe)
+    if planned is None:
+        return []
+    power = "^2" if forecast.rule_of(recipe) == "adam" else ""
+    lines = [
+        f"noise     lr{power} N / (B (1 - m)): {planned.g[0]:.3g} at first, {planned.g.max():.3g} "
+        f"at most, {planned.g[-1]:.3g} at last",
+        f"          {_extent(planned)}",
+    ]
+    one_size = recipe.total
+    if planned.updates < one_size:
+        lines.append(
+            f"          with {recipe.regime.sizes[0]:,} examples throughout: {one_size:,} updates; "
+            f"growing saves {1 - planned.updates / one_size:.0%}"
+        )
+    if twin:
+        spec = ", ".join(f"{k!r}: {v!r}" for k, v in twin.batch.items())
+        lines += [
+            "the same noise from batches that grow, up to a tenth of the training examples:",
+            f"          {_extent(twin.noise)}, {1 - twin.noise.updates / planned.updates:.0%} "
+            "fewer updates",
+            f'          --config.batch="{{{spec}}}"',
+        ]
+    return lines
+
+
+def _extent(planned: Noise) -> str:
+    low, high = int(planned.size.min()), int(planned.size.max())
+    sizes = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{planned.updates:,} updates of {sizes}, {planned.size.sum():,} examples"

@@ -130,6 +130,7 @@ _NEEDS = {
     "stateless": "it takes a function, which a config cannot write",
     "stateless_with_tree_map": "it takes a function, which a config cannot write",
 }
+PLAIN_RULES = "sgd", "momentum", "nesterov", "optax:sgd", "optax:trace"  # steps are gradients
 # The keyword that the rate goes to where it is not `learning_rate`, or nowhere.
 _RATE_OF = {"polyak_sgd": "max_learning_rate", "scale_by_rprop": None}
 

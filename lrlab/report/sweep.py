@@ -39,13 +39,21 @@ def write_sweep(folder: Path, planned: int) -> Path:
 def _verdict(rows: Sequence[Any], summary: Mapping[str, Any], planned: int) -> str:
     if not rows:
         return f"No trial of {count(planned)} is over yet."
-    best = summary["settings"][0]
+    best, rule = summary["settings"][0], summary.get("scaling")
     where = ", ".join(f"{k} {_text(best[k])}" for k in summary["keys"] if k in best)
     done = "" if len(rows) == planned else f"{count(len(rows))} of {count(planned)} are over. "
     return (
         f"{done}Best validation accuracy <b>{percent(best['val_accuracy'])}</b> "
         f"at {escape(where)} ({escape(_over(best))})."
+        + (f" The best rate grows as {scaling_words(rule)}." if rule else "")
     )
+
+
+def scaling_words(rule: Mapping[str, Any]) -> str:
+    """The power law of `valley.scaling`: batch^0.7, with its interval over seeds."""
+    sizes = rule["sizes"]
+    span = "" if rule["low"] is None else f" ({rule['low']:.2f} to {rule['high']:.2f} over seeds)"
+    return f"batch^{rule['power']:.2f}{span}, fitted from {sizes[0]:,} to {sizes[-1]:,}"
 
 
 def _over(entry: Mapping[str, Any]) -> str:
