@@ -16,7 +16,6 @@ the mean loss of the first training examples, without dropout; it falls as that 
 it beside the training accuracy. Nothing is chosen by the test set.
 """
 
-import argparse
 import dataclasses
 import math
 import sys
@@ -28,13 +27,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import smith_2017
-from lrlab import build, charts, devices, epoch, metrics, plots
-from lrlab import main as command
+from experiments import arms
+from lrlab import build, charts, epoch, metrics, plots
 from lrlab.analysis import sharpness, valley
 from lrlab.data import Dataset
 from lrlab.lanes import Lanes
-from lrlab.resolve import ConfigError
 from lrlab.train_step import RECORDED
 
 if TYPE_CHECKING:
@@ -138,7 +135,7 @@ def train(way: str, config: Mapping[str, Any], seeds: int) -> dict[str, Any]:
     """
     recipe, finite = build.check(config, parts=1), np.ones(seeds)
     trained: Lanes | None = None
-    for number, (lanes, seen) in enumerate(smith_2017.epochs_of(config, seeds)):
+    for number, (lanes, seen) in enumerate(arms.epochs_of(config, seeds)):
         finite = np.minimum(finite, seen[..., RECORDED.index("finite")].min(0))
         if (number + 1) % 10 == 0:
             print(f"{way}: epoch {number + 1} of {config['epochs']}", flush=True)
@@ -174,21 +171,21 @@ def verdicts(runs: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     def overfit(run: Mapping[str, Any]) -> np.ndarray:
         return np.subtract(run["train_accuracy"], run["test_accuracy"])
 
-    worse = smith_2017.gap(small["test_accuracy"], fixed["test_accuracy"])
-    text = f"small - large {smith_2017.percent(worse)}"
-    add("at a fixed rate the large batch tests worse", worse, text, smith_2017.is_above(worse))
-    more = smith_2017.gap(overfit(fixed), overfit(small))
-    text = f"train - test, large - small {smith_2017.percent(more)}"
-    add("at a fixed rate the large batch overfits more", more, text, smith_2017.is_above(more))
+    worse = arms.gap(small["test_accuracy"], fixed["test_accuracy"])
+    text = f"small - large {arms.percent(worse)}"
+    add("at a fixed rate the large batch tests worse", worse, text, arms.is_above(worse))
+    more = arms.gap(overfit(fixed), overfit(small))
+    text = f"train - test, large - small {arms.percent(more)}"
+    add("at a fixed rate the large batch overfits more", more, text, arms.is_above(more))
     for way in WAYS:
-        factor = smith_2017.gap(_logs(runs[way]), _logs(small))
+        factor = arms.gap(_logs(runs[way]), _logs(small))
         low, middle, high = (10 ** factor[k] for k in ("low", "gap", "high"))
         text = f"x{middle:.2f} [{low:.2f}, {high:.2f}] of the small batch's"
-        add(f"{way}: the large batch ends sharper", factor, text, smith_2017.is_above(factor))
+        add(f"{way}: the large batch ends sharper", factor, text, arms.is_above(factor))
     for way in [w for w in WAYS if w != "fixed rate"]:
-        away = smith_2017.gap(runs[way]["test_accuracy"], small["test_accuracy"])
-        text = f"large - small {smith_2017.percent(away)}"
-        holds = smith_2017.is_small(away, valley.NEAR)
+        away = arms.gap(runs[way]["test_accuracy"], small["test_accuracy"])
+        text = f"large - small {arms.percent(away)}"
+        holds = arms.is_small(away, valley.NEAR)
         add(f"{way}: tests as well as the small batch", away, text, holds)
     return said
 
@@ -255,8 +252,8 @@ def report(name: str, size: Size, runs: Mapping[str, Mapping[str, Any]], workdir
         "verdicts": found,
     }
     folder = workdir if name == "smoke" else None
-    path = smith_2017.save(record, f"generalization_gap_{name}", folder)
-    print(table(runs), smith_2017.text_of(found), sep="\n")
+    path = arms.save(record, f"generalization_gap_{name}", folder)
+    print(table(runs), arms.text_of(found), sep="\n")
     print(f"record {path}\nfigures {workdir / 'plots'}")
 
 
@@ -265,31 +262,13 @@ def kept(way: str, size: Size, folder: Path) -> dict[str, Any]:
     recipe = config(size, way)
     path = folder / f"{way.replace(' ', '_')}.json"
     asked = {"config": recipe, "seeds": size.seeds, "examples": EXAMPLES, "steps": STEPS}
-    return smith_2017.remembered(path, asked, lambda: train(way, recipe, size.seeds))
+    return arms.remembered(path, asked, lambda: train(way, recipe, size.seeds))
 
 
-def main() -> int:
-    """Trains, draws, records; returns an exit code as `lrlab.main` does."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="desk")
-    parser.add_argument("--workdir", type=Path, required=True)
-    known = parser.parse_args()
-    command._prepare_process()
-    command._device_a_core()
-    devices.use_cache()
-    size, folder = SIZES[known.size], known.workdir
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        runs = {way: kept(way, size, folder) for way in (SMALL, *WAYS)}
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with the ways that are not done", file=sys.stderr)
-        return 130
-    except ConfigError as e:
-        print(e, file=sys.stderr)
-        return 2
-    report(known.size, size, runs, folder)
-    return 0
+def study(name: str, size: Size, workdir: Path) -> None:
+    """Trains, draws, records."""
+    report(name, size, {way: kept(way, size, workdir) for way in (SMALL, *WAYS)}, workdir)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(arms.command_line(__doc__, SIZES, study))

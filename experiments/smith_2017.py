@@ -4,7 +4,7 @@ Claim:  arms of equal noise scale g = lr N / (B (1 - m)) have the same accuracy 
         not at equal updates; a larger first rate and momentum cut updates further, at some cost.
 Source: Smith, Kindermans, Ying & Le 2018, arXiv:1711.00489, section 5: WRN-16-4 on CIFAR-10.
 Run:    LRLAB_DATA_DIR=... python -m experiments.smith_2017 --size=desk --workdir=runs/smith
-        (--size=smoke: seconds; --size=paper: their net, for a GPU; --dry_run: the plans only)
+        (--size=smoke: seconds; --size=paper: their net, for a GPU)
 Makes:  <workdir>/plots; desk and paper also experiments/results/smith_2017_<size>_<device>.json,
         desk docs/smith_2017.png. The same command goes on with the arms that are not done.
 
@@ -19,25 +19,17 @@ costs some points of accuracy in all arms alike; batches are taken in parts of 1
 own normalisation, which is their "ghost" batch normalisation.
 """
 
-import argparse
 import dataclasses
-import datetime
-import re
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.recipes import device
-from lrlab import batching, build, charts, devices, plots, records
-from lrlab import main as command
-from lrlab.lanes import Lane, Lanes
-from lrlab.resolve import ConfigError
-from lrlab.train_step import RECORDED
+from experiments import arms
+from lrlab import batching, build, charts, plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,8 +38,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 FACTOR = 5  # of the noise scale at each boundary
 MOMENTUM = 0.9
-MARGIN = 0.005  # of accuracy: curves that are nearer than this lie on one another
-LOOK = 100  # updates at once, between two looks at signals
 PUBLISHED = {  # updates and final accuracy
     "decay": (80_000, 0.943),
     "hybrid": (None, None),
@@ -186,98 +176,6 @@ def plan(size: Size, arm: Arm) -> dict[str, Any]:
     }
 
 
-def epochs_of(config: Mapping[str, Any], seeds: int) -> Iterator[tuple[Lanes, np.ndarray]]:
-    """Trains a recipe's seeds as lanes; after each epoch (lanes, what was recorded in it).
-
-    Recorded: float32 [updates, seeds, columns of `RECORDED`]. A seed that diverges stays where it
-    was, and its "finite" is 0 from there on.
-    """
-    recipe = build.check(config, parts=1)
-    each = [Lane(seed, recipe.config["lr"]) for seed in range(seeds)]
-    lanes = Lanes(recipe, recipe.read(), each, LOOK)
-    for epoch in recipe.epochs():
-        parts, end = [], epoch.first + epoch.updates
-        while lanes.step < end:
-            parts.append(lanes.advance(min(LOOK, end - lanes.step)))
-        yield lanes, np.concatenate(parts)
-
-
-def remembered(
-    path: Path, asked: Mapping[str, Any], make: Callable[[], dict[str, Any]]
-) -> dict[str, Any]:
-    """What was made as asked and is kept in a file; else it is made now, and kept.
-
-    Raises:
-      ConfigError: the file holds what was made otherwise.
-    """
-    text, kept = records.canonical(asked), records.read_json(path)
-    if not kept:
-        began = time.monotonic()
-        kept = {**make(), "asked": text, "seconds": time.monotonic() - began}
-        records.write_json(path, kept)
-    elif kept["asked"] != text:
-        raise ConfigError([f"{path} was made with other settings; choose another --workdir"])
-    else:
-        print(f"{path.stem}: already trained")
-    return kept
-
-
-def train(name: str, config: Mapping[str, Any], seeds: int) -> dict[str, Any]:
-    """Trains an arm.
-
-    Returns:
-      accuracy, loss: test accuracy and mean training loss [seeds][epochs]; updates: done by the end
-      of each epoch; diverged: seeds.
-    """
-    accuracy, loss, updates, finite = [], [], [], np.ones(seeds)
-    for lanes, seen in epochs_of(config, seeds):
-        rows = dict(zip(RECORDED, np.moveaxis(seen, -1, 0), strict=False))
-        accuracy.append([m["accuracy"] for m in lanes.evaluate("test", range(seeds))])
-        loss.append(rows["loss"].sum(0) / rows["weight"].sum(0))
-        updates.append(lanes.step)
-        finite = np.minimum(finite, rows["finite"].min(0))
-        print(
-            f"{name}: epoch {len(updates)} of {config['epochs']}, {lanes.step:,} updates, test "
-            f"accuracy {np.mean(accuracy[-1]):.2%}",
-            flush=True,
-        )
-    return {
-        "accuracy": np.transpose(accuracy).tolist(),
-        "loss": np.transpose(loss).tolist(),
-        "updates": updates,
-        "diverged": int((finite == 0).sum()),
-    }
-
-
-def trained(name: str, size: Size, arm: Arm, path: Path) -> dict[str, Any]:
-    """`train`, or what an earlier run of the study kept of it."""
-    recipe = config(size, arm)
-    asked = {"config": recipe, "seeds": size.seeds}
-    return remembered(path, asked, lambda: train(name, recipe, size.seeds))
-
-
-def gap(ours: Sequence[float] | np.ndarray, theirs: Sequence[float] | np.ndarray) -> dict[str, Any]:
-    """The mean of ours - theirs over seeds, pair by pair, with Student's 95 % interval."""
-    from scipy.stats import t
-
-    pairs = np.subtract(ours, theirs)
-    n, mean = len(pairs), float(np.mean(pairs))
-    half = float(t.ppf(0.975, n - 1) * np.std(pairs, ddof=1) / np.sqrt(n))
-    return {"gap": mean, "low": mean - half, "high": mean + half}
-
-
-def is_small(found: Mapping[str, Any], margin: float = MARGIN) -> str:
-    """Whether a gap is within the margin: "yes" or "no" where all of its interval says so."""
-    if found["low"] >= -margin and found["high"] <= margin:
-        return "yes"
-    return "no" if found["low"] > margin or found["high"] < -margin else "unclear"
-
-
-def is_above(found: Mapping[str, Any]) -> str:
-    """Whether a gap is above zero: "yes" or "no" where all of its interval says so."""
-    return "yes" if found["low"] > 0 else "no" if found["high"] < 0 else "unclear"
-
-
 def stretches(
     ours: np.ndarray, theirs: np.ndarray, boundaries: Sequence[int]
 ) -> list[dict[str, Any]]:
@@ -288,20 +186,15 @@ def stretches(
     found = []
     for begin, end in zip(boundaries, [*boundaries[1:], ours.shape[1]], strict=True):
         a, b = ours[:, begin:end], theirs[:, begin:end]
-        each = [gap(x, y) for x, y in zip(a.T, b.T, strict=True)]
+        each = [arms.gap(x, y) for x, y in zip(a.T, b.T, strict=True)]
         found.append(
             {
                 "epochs": [begin, end],
-                **gap(a.mean(1), b.mean(1)),
+                **arms.gap(a.mean(1), b.mean(1)),
                 "largest": max(each, key=lambda g: abs(g["gap"])),
             }
         )
     return found
-
-
-def at_update(run: Mapping[str, Any], update: float) -> np.ndarray:
-    """A run's accuracy at an update, on a line between two epochs' ends; float64 [seeds]."""
-    return np.array([np.interp(update, run["updates"], curve) for curve in run["accuracy"]])
 
 
 def verdicts(
@@ -324,13 +217,13 @@ def verdicts(
         if name == "decay":
             continue
         found = stretches(np.array(run["accuracy"]), np.array(base["accuracy"]), boundaries)
-        each = {is_small(stretch) for stretch in found}
+        each = {arms.is_small(stretch) for stretch in found}
         largest = max((s["largest"] for s in found), key=lambda g: abs(g["gap"]))
-        seen = "; ".join(f"from epoch {s['epochs'][0]}: {percent(s)}" for s in found)
+        seen = "; ".join(f"from epoch {s['epochs'][0]}: {arms.percent(s)}" for s in found)
         said.append(
             {
                 "claim": f"{name}: the curve is that of decay at equal epochs",
-                "seen": f"{seen}; largest of an epoch {percent(largest)}",
+                "seen": f"{seen}; largest of an epoch {arms.percent(largest)}",
                 "holds": "no" if "no" in each else "yes" if each == {"yes"} else "unclear",
                 "stretches": found,
             }
@@ -339,23 +232,17 @@ def verdicts(
         if name == "decay":
             continue
         end = run["updates"][-1]
-        ahead = gap(at_update(run, end), at_update(base, end))
+        ahead = arms.gap(arms.at_update(run, end), arms.at_update(base, end))
         said.append(
             {
                 "claim": f"{name}: ahead of decay at equal updates",
-                "seen": f"{percent(ahead)} when it ends, after {end:,} of decay's "
+                "seen": f"{arms.percent(ahead)} when it ends, after {end:,} of decay's "
                 f"{base['updates'][-1]:,}",
-                "holds": is_above(ahead),
+                "holds": arms.is_above(ahead),
                 "ahead": ahead,
             }
         )
     return said
-
-
-def percent(found: Mapping[str, Any]) -> str:
-    """A gap and its interval as text."""
-    values = (100 * found[k] for k in ("gap", "low", "high"))
-    return "{:+.2f} % [{:.2f}, {:.2f}]".format(*values)
 
 
 def _panel(ax: "Axes", title: str, x: str, y: str) -> None:
@@ -456,11 +343,6 @@ def show(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def text_of(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """Verdicts for a terminal."""
-    return "\n".join(f"{v['claim']}: {v['holds'].upper()}\n  {v['seen']}" for v in verdicts)
-
-
 def report(
     name: str,
     size: Size,
@@ -474,61 +356,28 @@ def report(
     record = {
         "study": f"smith_2017, {name}",
         "settings": dataclasses.asdict(size),
-        "margin": MARGIN,
+        "margin": arms.MARGIN,
         "n": size.seeds,
         "arms": rows,
         "verdicts": found,
     }
-    path = save(record, f"smith_2017_{name}", workdir if name == "smoke" else None)
+    path = arms.save(record, f"smith_2017_{name}", workdir if name == "smoke" else None)
     if name == "desk":
         shutil.copyfile(workdir / "plots" / "smith_2017.png", ROOT / "docs" / "smith_2017.png")
-    print(show(rows), text_of(found), sep="\n")
+    print(show(rows), arms.text_of(found), sep="\n")
     print(f"record {path}\nfigures {workdir / 'plots'}")
 
 
-def save(record: Mapping[str, Any], stem: str, folder: Path | None) -> Path:
-    """Writes a record with device, date and versions; by default among the committed ones."""
-    where = {
-        "device": device(),
-        "date": datetime.date.today().isoformat(),
-        "lrlab": records.environment(),
+def study(name: str, size: Size, workdir: Path) -> None:
+    """Trains, draws, records."""
+    plans = {arm: plan(size, told) for arm, told in ARMS.items()}
+    print(show(table({}, plans)))
+    runs = {
+        arm: arms.trained(arm, config(size, told), size.seeds, workdir)
+        for arm, told in ARMS.items()
     }
-    slug = re.sub(r"\W+", "_", where["device"].lower()).strip("_")
-    path = (folder or ROOT / "experiments" / "results") / f"{stem}_{slug}.json"
-    records.write_json(path, {**record, **where})
-    return path
-
-
-def main() -> int:
-    """Trains, draws, records; returns an exit code as `lrlab.main` does."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", choices=SIZES, default="desk")
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--dry_run", action="store_true", help="shows the plans, trains nothing")
-    known = parser.parse_args()
-    command._prepare_process()
-    command._device_a_core()
-    devices.use_cache()
-    size = SIZES[known.size]
-    plans = {name: plan(size, arm) for name, arm in ARMS.items()}
-    if known.dry_run:
-        print(show(table({}, plans)))
-        return 0
-    known.workdir.mkdir(parents=True, exist_ok=True)
-    try:
-        runs = {
-            name: trained(name, size, arm, known.workdir / f"{name}.json")
-            for name, arm in ARMS.items()
-        }
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with the arms that are not done", file=sys.stderr)
-        return 130
-    except ConfigError as e:
-        print(e, file=sys.stderr)
-        return 2
-    report(known.size, size, runs, plans, known.workdir)
-    return 0
+    report(name, size, runs, plans, workdir)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(arms.command_line(__doc__, SIZES, study))

@@ -25,6 +25,7 @@ WORDS = {
     "updates": "updates to the target",
     "seconds": "seconds to the target",
     "lr": "learning rate",
+    "batch.size": "batch size (examples)",
 }
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from experiments import arms
 from experiments import smith_2017 as study
 from lrlab import batching, build, records
 from lrlab.resolve import ConfigError
@@ -86,7 +87,7 @@ def test_what_is_trained_is_what_was_planned():
     size = dataclasses.replace(SMOKE, batch=20, epochs=4, boundaries=(1, 2, 3), seeds=2)
     arm = study.ARMS["grow"]
     plan, taken = study.plan(size, arm), 0
-    for epoch, (lanes, seen) in enumerate(study.epochs_of(study.config(size, arm), size.seeds)):
+    for epoch, (lanes, seen) in enumerate(arms.epochs_of(study.config(size, arm), size.seeds)):
         columns = dict(zip(RECORDED, np.moveaxis(seen, -1, 0), strict=False))
         np.testing.assert_allclose(columns["lr"], plan["lr"][epoch], rtol=1e-5)
         assert (columns["weight"] == plan["sizes"][epoch]).all()
@@ -99,7 +100,7 @@ def test_an_interval_is_that_of_the_paired_t_test():
     rng = np.random.default_rng(0)
     ours, theirs = rng.normal(0.9, 0.01, 6), rng.normal(0.89, 0.01, 6)
     exact = stats.ttest_rel(ours, theirs).confidence_interval(0.95)
-    found = study.gap(ours, theirs)
+    found = arms.gap(ours, theirs)
     np.testing.assert_allclose((found["low"], found["high"]), (exact.low, exact.high), rtol=1e-9)
     np.testing.assert_allclose(found["gap"], np.mean(ours - theirs))
 
@@ -117,7 +118,7 @@ def test_an_interval_is_that_of_the_paired_t_test():
 )
 def test_a_gap_is_small_or_not_only_where_its_interval_says_so(low, high, small, above):
     found = {"gap": (low + high) / 2, "low": low, "high": high}
-    assert (study.is_small(found), study.is_above(found)) == (small, above)
+    assert (arms.is_small(found), arms.is_above(found)) == (small, above)
 
 
 BOUNDARIES = (3, 6, 8)
@@ -160,8 +161,8 @@ def test_only_what_follows_a_boundary_counts_and_one_stretch_is_enough():
 
 def test_accuracy_at_an_update_lies_between_the_ends_of_two_epochs():
     one = {"accuracy": [[0.5, 0.7], [0.6, 0.6]], "updates": [10, 20]}
-    np.testing.assert_allclose(study.at_update(one, 15), [0.6, 0.6])
-    np.testing.assert_allclose(study.at_update(one, 20), [0.7, 0.6])
+    np.testing.assert_allclose(arms.at_update(one, 15), [0.6, 0.6])
+    np.testing.assert_allclose(arms.at_update(one, 20), [0.7, 0.6])
 
 
 def test_what_is_remembered_is_not_made_again_nor_mistaken(tmp_path):
@@ -172,11 +173,11 @@ def test_what_is_remembered_is_not_made_again_nor_mistaken(tmp_path):
         return {"found": 3}
 
     for _ in range(2):
-        found = study.remembered(tmp_path / "a.json", {"lr": (0.1,)}, make)
+        found = arms.remembered(tmp_path / "a.json", {"lr": (0.1,)}, make)
         assert found["found"] == 3
     assert made == [1]
     with pytest.raises(ConfigError, match="other settings"):
-        study.remembered(tmp_path / "a.json", {"lr": (0.2,)}, make)
+        arms.remembered(tmp_path / "a.json", {"lr": (0.2,)}, make)
 
 
 @pytest.mark.slow
