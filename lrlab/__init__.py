@@ -1,7 +1,8 @@
 """lrlab: a laboratory for learning rates on JAX and Optax.
 
 `lrlab.plot_schedule` and `lrlab.plot_noise` draw what a run will do, `lrlab.range_test` finds a
-rate for a loss of yours; all else is in the modules.
+rate for a loss of yours, `lrlab.finetune` takes a trained model to another task; all else is in the
+modules.
 """
 
 import importlib
@@ -9,6 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 _HOMES = {
+    "finetune": "lrlab.jobs.finetune",
     "plot_noise": "lrlab.preview",
     "plot_schedule": "lrlab.preview",
     "range_test": "lrlab.analysis.ramp",

@@ -17,15 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lrlab import batching, devices, fields, optimizers, planning, resolve
+from lrlab import batching, devices, fields, optimizers, planning, resolve, start
+from lrlab.augment import Chain, compose
 from lrlab.data import DataError, Dataset, Source
 from lrlab.optimizers import MakeTx
 from lrlab.resolve import ConfigError, Problems
+from lrlab.start import Start
 from lrlab.train_step import (
     PART_NORM,
     Model,
     State,
-    init_state,
+    initializer,
     make_eval_step,
     make_train_step,
 )
@@ -48,6 +50,8 @@ class Recipe:
     total: updates of the run. shapes: the State as shapes.
     scheduled: values beside the rate that change with the update, in the order they are recorded.
     groups: (pattern, multiplier of the rate, leaves, weights), of lr_multipliers.
+    frozen: a tree of booleans like the parameters, or None where all train.
+    start: what the weights begin as, or None for fresh ones. augment: of training batches.
     """
 
     config: dict[str, Any]
@@ -63,11 +67,19 @@ class Recipe:
     scheduled: Scheduled
     groups: tuple[tuple[str, float, int, int], ...]
     warnings: tuple[str, ...]
+    frozen: Any = None
+    start: Start | None = None
+    augment: Chain | None = None
 
     @property
     def parameters(self) -> int:
         """Trainable weights."""
         return sum(math.prod(p.shape) for p in jax.tree.leaves(self.shapes.params))
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The model's modules that have parameters, in the order of their definition."""
+        return tuple(_in_order(self.model, self.source))
 
     @property
     def is_rate_found(self) -> bool:
@@ -95,14 +107,36 @@ class Recipe:
         parts, found = self.regime.parts(size), found or devices.count()
         return 2 if self.measures_noise and parts * found == 1 else parts
 
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Epochs at whose ends the state is kept for good; of "cycles" those where a fall ends."""
+        at, epochs = self.config["checkpoint"]["at"], self.config["epochs"]
+        if at != "cycles":
+            return tuple(at)
+        rates = np.asarray(self.rates()).reshape(epochs, -1)
+        falls = rates[:, -1] < rates[:, 0]
+        rises = np.append(rates[1:, 0] > rates[:-1, -1], True)
+        return tuple(int(e) + 1 for e in np.flatnonzero(falls & rises))
+
     def epochs(self, seen: Sequence[Any] = ()) -> tuple[batching.Epoch, ...]:
         """Every epoch's place and batches; `seen`: what the regime reads, of the first epochs."""
         return batching.epochs_of(self.regime, self.config["epochs"], self.source.sizes[0], seen)
 
+    def fresh(self, seeds: np.ndarray) -> State:
+        """The states of seeds, uint32 [n], before their first update, one after another."""
+        make = initializer(self.model, self.make_tx, self.source.feature_shape)
+        arrays = self.start.arrays if self.start else ()  # arguments: no program holds weights
+
+        def each(seeds: jax.Array, arrays: Any) -> State:
+            given = self.start.given(arrays) if self.start else ()
+            return jax.lax.map(lambda seed: make(seed, *given), seeds)
+
+        return jax.jit(each)(np.asarray(seeds, np.uint32), arrays)
+
     def init(self) -> State:
-        """A fresh state, on the devices."""
-        shape = self.source.feature_shape
-        return devices.replicate(init_state(self.model, self.make_tx, shape, self.config["seed"]))
+        """The state before the first update, on the devices."""
+        states = self.fresh(np.array([self.config["seed"]]))
+        return devices.replicate(jax.jit(lambda t: jax.tree.map(lambda a: a[0], t))(states))
 
     def train_step(self, size: int) -> Any:
         """The train step of a batch size, averaged over the devices."""
@@ -117,6 +151,8 @@ class Recipe:
             self.scheduled,
             self.is_rate_found,
             self.measures_noise,
+            self.frozen,
+            self.augment,
         )
 
     def eval_step(self) -> Any:
@@ -182,6 +218,7 @@ def check(config: Mapping[str, Any], parts: int | None = None) -> Recipe:
         problems.attempt(lambda: make_tx(1.0, probe))
     shapes: Any = None
     groups: Any = ()
+    frozen: Any = None
     if source and model is not None and make_tx:
         shapes = problems.attempt(lambda: _shapes(model, make_tx, source))
     layered = [k for k in ("lr_multipliers", "no_decay") if full[k]]
@@ -190,8 +227,12 @@ def check(config: Mapping[str, Any], parts: int | None = None) -> Recipe:
         params = shapes.params
         found = problems.attempt(lambda: _layers(full, scheduled or {}, model, source, params))
         if found:
-            groups, make_tx = found
+            groups, make_tx, frozen = found
             shapes = _state(model, make_tx, source)
+    augment = problems.attempt(lambda: _augment(full, source))
+    begun = None
+    if shapes is not None and full["start"] is not None:
+        begun = problems.attempt(lambda: start.read(full["start"], shapes.params, shapes.stats))
     if problems.found:
         raise ConfigError(dict.fromkeys(problems.found))
     if absent:
@@ -206,6 +247,9 @@ def check(config: Mapping[str, Any], parts: int | None = None) -> Recipe:
     assert per_epoch
     assert total
     warnings = fields.unusual(full) + _decays_twice(full)
+    last, at = full["epochs"], full["checkpoint"]["at"]
+    if at != "cycles" and any(e > last for e in at):
+        raise ConfigError([f"checkpoint.at={at!r}: the run ends after {last} epochs"])
     for key in sections:
         fixed = {k: v for k, v in full[key].items() if not fields.is_schedule(v)}
         full[key] |= resolve.fitted(ROOMS[key], fixed)
@@ -223,6 +267,9 @@ def check(config: Mapping[str, Any], parts: int | None = None) -> Recipe:
         scheduled=scheduled,
         groups=groups,
         warnings=(*warnings, *planned.warnings),
+        frozen=frozen,
+        start=begun,
+        augment=augment,
     )
 
 
@@ -259,6 +306,37 @@ def _model(spec: Mapping[str, Any], source: Source | None) -> Any:
     return model
 
 
+def _augment(full: Mapping[str, Any], source: Source | None) -> Chain | None:
+    """The augmentations, which fit the data's features; None for none."""
+    told = full["augment"]
+    if not isinstance(told, tuple) or not all(isinstance(a, Mapping) for a in told):
+        raise ConfigError(
+            [f"augment={told!r} must be a tuple of sections, such as (dict(name='crop', pad=4),)"]
+        )
+    if not told:
+        return None
+    found, problems = [], []
+    for i, spec in enumerate(told):
+        try:
+            found.append(resolve.resolve("lrlab.augment", spec, f"augment[{i}]"))
+        except ConfigError as e:
+            problems += e.problems
+    if problems:
+        raise ConfigError(problems)
+    try:
+        chain = compose(found)
+        if source:
+            x = jax.ShapeDtypeStruct((2, *source.feature_shape), jnp.float32)
+            y, key = (
+                jax.ShapeDtypeStruct((2,), jnp.int32),
+                jax.eval_shape(lambda: jax.random.key(0)),
+            )
+            jax.eval_shape(chain, key, x, y, y)
+    except ValueError as e:
+        raise ConfigError([str(e)]) from e
+    return chain
+
+
 def _decays_twice(full: Mapping[str, Any]) -> list[str]:
     """A warning where the chain and the rule itself both decay weights."""
     spec, ours = full["optimizer"], full["weight_decay"]
@@ -274,7 +352,7 @@ def _decays_twice(full: Mapping[str, Any]) -> list[str]:
 def _layers(
     full: Mapping[str, Any], scheduled: Scheduled, model: Any, source: Source, params: Any
 ) -> Any:
-    """(groups, make_tx) where layers differ in rate or decay.
+    """(groups, make_tx, frozen leaves) where layers differ in rate or decay.
 
     Raises:
       ConfigError: a pattern that misses, or a name that is no rule of layers.
@@ -286,7 +364,9 @@ def _layers(
     mask = optimizers.decay_mask(params, full["no_decay"]) if full["no_decay"] else None
     multiply = optimizers.multipliers(rules, params) if rules else None
     groups = tuple(optimizers.groups(rules, params)) if rules else ()
-    return groups, _optimizer(full, scheduled, multiply, mask)
+    frozen = jax.tree.map(lambda m: m == 0, multiply) if rules else None
+    frozen = frozen if any(jax.tree.leaves(frozen)) else None
+    return groups, _optimizer(full, scheduled, multiply, mask), frozen
 
 
 def _in_order(model: Any, source: Source) -> dict[str, Any]:
@@ -357,9 +437,11 @@ def _per_epoch(source: Source, regime: batching.Regime, full: Mapping[str, Any],
             parts = f" x {divisor // found} micro-batches" if divisor > found else ""
             near = batching.nearest(size, divisor)
             problems.append(f"batch.size={size} is not divisible by {found} devices{parts}; {near}")
+    reader = "the batch regime reads their loss" if regime.reads_losses else ""
+    reader = reader or ("patience looks at their accuracy" if full["patience"] else "")
     for name, size in zip(("training", "validation", "test"), source.sizes, strict=True):
-        if size < 1 and (name != "validation" or regime.reads_losses):
-            why = "the batch regime reads their loss" if name == "validation" else "none to use"
+        if size < 1 and (name != "validation" or reader):
+            why = reader if name == "validation" else "none to use"
             problems.append(
                 f"{source.name} has no {name} examples: {why}; set data.{name} or another split"
             )
@@ -382,7 +464,8 @@ def _total(full: Mapping[str, Any], per_epoch: int) -> int | None:
 
 def _state(model: Any, make_tx: MakeTx, source: Source) -> State:
     """The state as shapes."""
-    return jax.eval_shape(functools.partial(init_state, model, make_tx, source.feature_shape, 0))
+    make = initializer(model, make_tx, source.feature_shape)
+    return jax.eval_shape(make, jax.ShapeDtypeStruct((), jnp.uint32))
 
 
 def _shapes(model: Any, make_tx: MakeTx, source: Source) -> State:

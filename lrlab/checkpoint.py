@@ -80,7 +80,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Finished steps, oldest first."""
-        return sorted(int(p.stem) for p in self.folder.glob("*.manifest") if p.stem.isdigit())
+        return steps(self.folder)
 
     def _damage(self, step: int) -> str | None:
         """What is wrong with a step, or None."""
@@ -196,6 +196,47 @@ class Checkpoints:
             place.rename(aside)
         self._manifest(step).unlink(missing_ok=True)
         self.warnings.append(f"checkpoint {step} is damaged ({damage}); set aside as {aside.name}")
+
+
+def read(folder: Path, step: int | None = None) -> tuple[int, dict[str, np.ndarray]]:
+    """(step, arrays by path) of somebody's checkpoint, "params/Dense_0/kernel"; changes nothing.
+
+    Args:
+      folder: a run's checkpoints. step: or the newest one.
+    Raises:
+      ValueError: there is none, it is another step, or it is damaged.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder of checkpoints")
+    other = object.__new__(Checkpoints)  # without tidying up: a run may be at work there
+    other.folder = folder.absolute()
+    known = steps(folder)
+    if not known or step not in (None, *known):
+        there = ", ".join(map(str, known)) or "none"
+        raise ValueError(f"{folder} has no checkpoint {step if step else ''}: there is {there}")
+    step = known[-1] if step is None else step
+    if damage := other._damage(step):
+        raise ValueError(f"checkpoint {step} in {folder} is damaged: {damage}")
+    with other:
+        args, saver = other._orbax
+        wanted = args.Composite(state=args.StandardRestore())
+        found = saver.restore(other._place(step), args=wanted)["state"]
+    return step, {name: np.asarray(a) for name, a in named(found).items()}
+
+
+def steps(folder: Path) -> list[int]:
+    """Finished steps of somebody's checkpoints, oldest first."""
+    return sorted(int(p.stem) for p in folder.glob("*.manifest") if p.stem.isdigit())
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by path, as "params/Dense_0/kernel"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(map(_part, path)): leaf for path, leaf in leaves}
+
+
+def _part(key: Any) -> str:
+    return str(next(getattr(key, name) for name in ("key", "name", "idx") if hasattr(key, name)))
 
 
 def _hashes(place: Path) -> dict[str, str]:

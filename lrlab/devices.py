@@ -133,6 +133,11 @@ def deal(tree: Any, index: np.ndarray) -> Any:
     return jax.jit(take, out_shardings=_sharding(AXIS))(tree)
 
 
+def form(tree: Any) -> Any:
+    """Shapes, types and places of arrays, to compile for when they themselves may be gone."""
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
+
+
 def is_cpu() -> bool:
     """Whether programs run on this machine's processor."""
     return jax.default_backend() == "cpu"

@@ -29,10 +29,14 @@ DEFAULTS: dict[str, Any] = {
     "eval_size": None,
     "noise_scale": False,
     "nonfinite": {"policy": "stop", "factor": 0.5, "most": 3},
-    "checkpoint": {"keep": 2, "minutes": 0.5},
+    "checkpoint": {"keep": 2, "minutes": 0.5, "at": ()},
+    "augment": (),
+    "start": None,
+    "patience": None,
     "job": {"name": "train"},
     "sweep": None,
     "range_test": None,
+    "finetune": None,
 }
 SCHEDULABLE = (
     "clip_norm",
@@ -52,7 +56,9 @@ USUAL = {
     "adadelta": (1e-3, 100.0),
 }
 _KINDS: dict[str, Any] = {
-    **dict.fromkeys(("seed", "epochs", "eval_size", "nonfinite.most", "checkpoint.keep"), int),
+    **dict.fromkeys(
+        ("seed", "epochs", "eval_size", "patience", "nonfinite.most", "checkpoint.keep"), int
+    ),
     **dict.fromkeys(("lr", *SCHEDULABLE, "nonfinite.factor", "checkpoint.minutes"), float),
     "lr_multipliers": tuple[tuple[str, float], ...],
 }
@@ -208,6 +214,15 @@ def _expressions(field: str, patterns: Iterable[str]) -> list[str]:
     return problems
 
 
+def _epochs(field: str, value: Any) -> list[str]:
+    """Problems of epochs at whose ends something is kept."""
+    if value == "cycles":
+        return []
+    if not isinstance(value, tuple):
+        return [f"{field}={value!r} must be a tuple of epochs, such as (10, 20), or 'cycles'"]
+    return [p for i, e in enumerate(value) for p in values.whole(f"{field}[{i}]", e, 1)]
+
+
 def _lr(value: Any) -> list[str]:
     problems = values.number("lr", value, 0, 1e6, open_low=True)
     return [f"{p}: the peak rate must be above 0 for anything to train" for p in problems]
@@ -223,6 +238,7 @@ _RULES: dict[str, Callable[[Any], list[str]]] = {
     "weight_decay": lambda v: values.number("weight_decay", v, 0),
     "label_smoothing": lambda v: values.number("label_smoothing", v, 0, 1),
     "eval_size": lambda v: values.whole("eval_size", v, 1),
+    "patience": lambda v: values.whole("patience", v, 1),
     "lr_multipliers": _pairs,
     "no_decay": _patterns,
 }
@@ -231,6 +247,7 @@ _NESTED: dict[str, Callable[[Any], list[str]]] = {
     "nonfinite.factor": lambda v: values.number("nonfinite.factor", v, 0, 1, open_low=True),
     "nonfinite.most": lambda v: values.whole("nonfinite.most", v, 0),
     "checkpoint.keep": lambda v: values.whole("checkpoint.keep", v, 1),
+    "checkpoint.at": lambda v: _epochs("checkpoint.at", v),
     "checkpoint.minutes": lambda v: values.number("checkpoint.minutes", v, 0),
 }
 

@@ -26,7 +26,7 @@ from lrlab import batching, devices, epoch, metrics
 from lrlab.batching import Epoch
 from lrlab.build import Recipe
 from lrlab.data import Dataset
-from lrlab.train_step import RECORDED, initializer, make_eval_step, make_train_step
+from lrlab.train_step import RECORDED, make_eval_step, make_train_step
 
 Engine = Literal["auto", "loop", "vmap"]
 _barrier = lax.optimization_barrier
@@ -89,8 +89,7 @@ class Lanes:
         self._orders: dict[tuple[int, int], np.ndarray] = {}
         self._data: dict[str, Any] = {}
         self._programs: dict[Any, Any] = {}
-        make = initializer(recipe.model, recipe.make_tx, recipe.source.feature_shape)
-        fresh = jax.jit(lambda seeds: lax.map(make, seeds))(np.array(self._seeds, np.uint32))
+        fresh = recipe.fresh(np.array(self._seeds))
         self._place = self._spread(self.active)
         which = np.array([self._seeds.index(lane.seed) for lane in lanes])
         self._state = devices.deal(fresh, which[np.maximum(self._place, 0)])
@@ -386,6 +385,8 @@ class Lanes:
             {**recipe.scheduled, **held},
             recipe.is_rate_found,
             recipe.measures_noise,
+            recipe.frozen,
+            recipe.augment,
         )
 
     @property

@@ -107,8 +107,10 @@ class Run:
         self.placement = epoch.place(dataset, recipe.config["placement"])
         self.policy = recipe.config["nonfinite"]
         self.state, self.position = recipe.init(), Position()
+        self._form = devices.form(self.state)
         self._best_state: tuple[int, Any, dict[str, Any]] | None = None
         self._training: dict[int, epoch.Training] = {}
+        self._ahead: dict[int, futures.Future[None]] = {}  # sizes that a thread compiles, in order
         self._evaluations: dict[str, epoch.Evaluation] = {}
         self._started = self._saved = time.monotonic()
         self.is_unsaved = False  # whether it knows more than its last checkpoint
@@ -123,6 +125,14 @@ class Run:
     def validates(self) -> bool:
         """Whether there are validation examples; without, no epoch is the best."""
         return self.recipe.source.sizes[1] > 0
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all epochs are done, or none of the last `patience` was better than the best."""
+        at, patience = self.position, self.recipe.config["patience"]
+        best = at.best["epoch"] if at.best else 0
+        is_idle = patience is not None and at.epoch - best >= patience
+        return at.epoch >= self.recipe.config["epochs"] or is_idle
 
     def resume(self) -> bool:
         """Goes back to the newest whole checkpoint; False if there is none."""
@@ -156,7 +166,7 @@ class Run:
         return self._training[size]
 
     def _make(self, size: int) -> epoch.Training:
-        like = next(iter(self._training.values()), None)
+        like = next(iter(list(self._training.values())), None)
         made = epoch.Training(
             self.recipe.train_step(size),
             self.dataset,
@@ -167,7 +177,7 @@ class Run:
             self.recipe.per_epoch,
             like,
         )
-        made.compile(self.state)
+        made.compile(self._form)
         return made
 
     def noise(self, sums: Sequence[float], recorded: np.ndarray, size: int) -> list[float]:
@@ -186,10 +196,37 @@ class Run:
 
     def compile(self, size: int) -> None:
         """Compiles what an epoch at this batch size needs, if it is not there yet."""
+        if size in self._ahead:
+            self._ahead[size].result()
         if size not in self._training:
             self._training[size] = self._make(size)
         if self.validates:
             self.evaluation("validation")
+
+    def compile_ahead(self, sizes: Sequence[int]) -> None:
+        """Compiles for these batch sizes in a thread, while the ones before them train."""
+        if todo := [size for size in sizes if size not in self._ahead]:
+            found: dict[int, futures.Future[None]] = {size: futures.Future() for size in todo}
+            self._ahead |= found
+
+            def go() -> None:
+                for size, future in found.items():
+                    try:
+                        self._training[size] = self._make(size)
+                        future.set_result(None)
+                    except BaseException as e:  # told when the run comes to this size
+                        future.set_exception(e)
+
+            threading.Thread(target=go, daemon=True).start()
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether a thread compiles."""
+        return not all(future.done() for future in self._ahead.values())
+
+    def wait(self) -> None:
+        """Waits for the thread that compiles: a process that ends under XLA's feet may crash."""
+        futures.wait(self._ahead.values())
 
     def to_come(self) -> list[int]:
         """Batch sizes that the run will come to, as far as is known, the next one first."""
@@ -259,7 +296,16 @@ class Run:
             at.best = written.row
             kept = dataclasses.replace(at, rows=self.writer.rows, seconds=self.seconds())
             self._best_state = self.step, devices.to_host(self.state), dataclasses.asdict(kept)
+        if at.epoch in self.recipe.kept:
+            self._keep()
         return written
+
+    def _keep(self) -> None:
+        """Keeps the state for good, before anything is saved after it: a rerun keeps it again."""
+        folder = self.saves.folder.with_name("snapshots")
+        with Checkpoints(folder, keep=len(self.recipe.kept)) as snapshots:
+            at = {"epoch": self.position.epoch, "step": self.step}
+            snapshots.save(self.step, devices.to_host(self.state), at)
 
 
 def fit(run: Run) -> Iterator[Stretch | Row | Waiting]:
@@ -271,13 +317,14 @@ def fit(run: Run) -> Iterator[Stretch | Row | Waiting]:
     Raises:
       DivergedError: as the policy says; the last good state is saved.
     """
-    config = run.recipe.config
     if run.policy["policy"] == "rollback" and not run.saves.steps():
         run.save()  # something to go back to
-    for size in run.to_come():
+    sizes = run.to_come()
+    for size in sizes[:1]:
         if not run.is_compiled(size):
             yield from patiently(functools.partial(run.compile, size))
-    while run.position.epoch < config["epochs"]:
+    run.compile_ahead(sizes[1:])
+    while not run.is_over:
         size, scale = run.recipe.regime.at(run.position.epoch, run.position.seen(run.recipe.regime))
         if not run.is_compiled(size):
             yield from patiently(functools.partial(run.compile, size))
@@ -290,8 +337,7 @@ def fit(run: Run) -> Iterator[Stretch | Row | Waiting]:
             yield from rows
             if stretch.ended:
                 yield _go_back(run, stretch)
-        is_over = run.position.epoch == config["epochs"]
-        if is_over or (run.is_due() and run.position.first < training.updates):
+        if run.is_over or (run.is_due() and run.position.first < training.updates):
             run.save()
 
 

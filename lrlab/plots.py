@@ -591,6 +591,38 @@ def overview(c: Curves, theme: Theme = LIGHT) -> "Figure":
     return figure
 
 
+def ensemble(found: Mapping[str, Any], theme: Theme = LIGHT) -> "Figure":
+    """Accuracy and likelihood of a run's snapshots together, against how many they are.
+
+    Args:
+      found: "together" and "averaged", rows of members, accuracy and nll; "snapshots", rows alone.
+    """
+    with style(theme):
+        figure, axes = panels(theme, 1, 2)
+        kinds = (
+            ("averaged probabilities", found["together"], theme.train, "o", "-"),
+            ("averaged weights", found["averaged"], theme.val, "s", (0, (4, 2))),
+        )
+        alone = found["snapshots"][::-1]
+        for ax, key, title in (
+            (axes[0], "accuracy", "Test accuracy"),
+            (axes[1], "nll", "Negative log likelihood (nats)"),
+        ):
+            for name, rows, color, marker, dashes in kinds:
+                x, y = [r["members"] for r in rows], [r[key] for r in rows]
+                ax.plot(x, y, color=color, marker=marker, linestyle=dashes, label=name)
+            x = range(1, len(alone) + 1)
+            look = {"color": theme.soft, "marker": "D", "markersize": 4, "linestyle": "none"}
+            ax.plot(x, [r[key] for r in alone], label="each alone", **look)
+            ax.set_title(title, loc="left", fontsize=10, fontweight="bold", color=theme.ink)
+            ax.set_xlabel("snapshots")
+            ax.set_xticks(range(1, len(alone) + 1))
+            if key == "accuracy":
+                ax.yaxis.set_major_formatter(lambda v, _: f"{v:.1%}")
+        axes[0].legend(loc="best", fontsize=8.5, labelcolor=theme.ink)
+    return figure
+
+
 def batch_varies(c: Curves) -> bool:
     """Whether there is more than one batch size to show."""
     return len(np.unique(c.batch_size)) > 1

@@ -6,7 +6,6 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 
@@ -22,10 +21,24 @@ RECORDED = (
     "weight",
 )  # of every update, in this order
 PART_NORM = "part_norm"  # root mean square of the norms of the gradients of a batch's parts
+AUGMENT = 2**31 - 1  # folded into an update's key, which rows of dropout are folded into too
 Batch = Mapping[str, jax.Array]
 TrainStep = Callable[..., tuple["State", jax.Array]]  # as `make_train_step` says
 Smoothing = jax.typing.ArrayLike | None
 EvalStep = Callable[["State", Batch], jax.Array]
+
+
+class Augmented(Protocol):
+    """What `augment.compose` returns."""
+
+    @property
+    def mixes(self) -> bool:
+        """Whether an example can have two labels."""
+        ...
+
+    def __call__(self, key: jax.Array, x: jax.Array, y: jax.Array, rows: jax.Array) -> Any:
+        """(images, (y, y2, weight of y))."""
+        ...
 
 
 class Model(Protocol):
@@ -58,21 +71,25 @@ class State:
 
 def initializer(
     model: Model, make_tx: MakeTx, feature_shape: tuple[int, ...]
-) -> Callable[[jax.typing.ArrayLike], State]:
-    """Returns seed -> a fresh state; the seed, a uint32, may be traced."""
+) -> Callable[..., State]:
+    """Returns (seed, begin, begin_opt) -> the state before the first update.
 
-    def make(seed: jax.typing.ArrayLike) -> State:
+    The seed, a uint32, may be traced. begin: the model's fresh collections -> as they begin;
+    begin_opt: the rule's fresh state -> as it begins; either may be left out.
+    """
+
+    def make(
+        seed: jax.typing.ArrayLike,
+        begin: Callable[[Any], Any] = dict,
+        begin_opt: Callable[[Any], Any] = lambda opt: opt,
+    ) -> State:
         key = jax.random.fold_in(jax.random.key(seed), 0)
-        variables = dict(model.init({"params": key}, jnp.zeros((1, *feature_shape)), train=False))
+        fresh = model.init({"params": key}, jnp.zeros((1, *feature_shape)), train=False)
+        variables = dict(begin(dict(fresh)))
         params = variables.pop("params")
-        return State(jnp.int32(0), params, variables, make_tx(1.0).init(params))
+        return State(jnp.int32(0), params, variables, begin_opt(make_tx(1.0).init(params)))
 
     return make
-
-
-def init_state(model: Model, make_tx: MakeTx, feature_shape: tuple[int, ...], seed: int) -> State:
-    """A fresh state, in one compiled program; no array of another run is aliased."""
-    return jax.jit(initializer(model, make_tx, feature_shape))(np.uint32(seed))
 
 
 def wants_rows(model: Model) -> bool:
@@ -90,6 +107,8 @@ def make_train_step(
     scheduled: Mapping[str, optax.Schedule] | None = None,
     effective: bool = False,
     by_parts: bool = False,
+    frozen: Any = None,
+    augment: Augmented | None = None,
 ) -> TrainStep:
     """Returns (state, batch, key, lr) -> (state, float32 [RECORDED and more]).
 
@@ -109,6 +128,11 @@ def make_train_step(
       effective: record last the rate that the rule itself found (D-Adaptation and its like).
       by_parts: record before it the gradient's norm on a micro-batch or a device's share, the root
         of the mean square: with grad_norm it tells the noise scale (`analysis.noise_scale`).
+      frozen: a tree of booleans like the parameters: leaves that no update changes, to the bit. No
+        gradient is computed for them, nor for what only they need: the layers below the lowest one
+        that trains have no backward pass.
+      augment: changes a batch before the model sees it (`augment.Chain`); metrics are of what the
+        model saw.
     Where in batch: "x" float32 [batch, *feature], "y" int32 [batch], "rows" int32 [batch], each
       example's row in the whole batch over all devices.
     """
@@ -121,15 +145,24 @@ def make_train_step(
         key: jax.Array,
         smoothing: Smoothing,
     ) -> tuple[jax.Array, Any]:
+        x, targets = batch["x"], [(batch["y"], jnp.ones(len(batch["y"])))]
+        if augment:
+            x, found = augment(jax.random.fold_in(key, AUGMENT), x, batch["y"], batch["rows"])
+            mixed = [(found.y, found.weight), (found.y2, 1 - found.weight)]
+            targets = mixed if augment.mixes else targets
         if by_row:
             rows = {"rows": batch["rows"]}
         else:  # another mask for each device and part
             rows, key = {}, jax.random.fold_in(key, batch["rows"][0])
+        if frozen is not None:
+            params = jax.tree.map(lambda p, f: jax.lax.stop_gradient(p) if f else p, params, frozen)
         variables = {"params": params, **stats}
         logits, stats = model.apply(
-            variables, batch["x"], train=True, rngs={"dropout": key}, mutable=list(stats), **rows
+            variables, x, train=True, rngs={"dropout": key}, mutable=list(stats), **rows
         )
-        sums = metrics.classification(logits, batch["y"], jnp.ones(len(logits)), smoothing)
+        sums = jnp.zeros(3)
+        for y, weight in targets:
+            sums = sums + metrics.classification(logits, y, weight, smoothing)
         return sums[0] / sums[2], (sums, stats)
 
     grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
@@ -177,7 +210,10 @@ def make_train_step(
         # The update's norm too: a rate can be too much for float32 where the gradient is not.
         finite = jnp.isfinite(sums[0] + norm + optax.tree.norm(updates))
         finite = finite if live is None else finite & live
-        new = State(state.step + 1, optax.apply_updates(state.params, updates), stats, opt)
+        params = optax.apply_updates(state.params, updates)
+        if frozen is not None:
+            params = jax.tree.map(lambda a, b, f: b if f else a, params, state.params, frozen)
+        new = State(state.step + 1, params, stats, opt)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
         if skip:
             new = new.replace(step=state.step + (1 if live is None else live))

@@ -11,11 +11,11 @@ FLOORS = (
     {"resolve", "fields"},
     {
         *("data", "models", "schedules", "optimizers", "batching", "checkpoint", "devices"),
-        *("points", "analysis"),
+        *("points", "analysis", "thawing", "pretrained", "augment"),
     },
-    {"train_step", "planning", "trials"},
+    {"train_step", "planning", "trials", "start"},
     {"epoch", "build"},
-    {"loop", "lanes", "forecast"},
+    {"loop", "lanes", "forecast", "features", "ensembles"},
     {"jobs", "preview"},
     {"main"},
 )

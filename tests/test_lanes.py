@@ -8,7 +8,7 @@ from conftest import tiny
 from lrlab import build, epoch, optimizers
 from lrlab.lanes import Lane, Lanes
 from lrlab.models.layers import Dropout
-from lrlab.train_step import RECORDED, initializer, make_train_step
+from lrlab.train_step import RECORDED, make_train_step
 
 LOSS, FINITE = RECORDED.index("loss"), RECORDED.index("finite")
 ENGINES = "loop", "vmap"
@@ -50,9 +50,7 @@ def alone(recipe, dataset, lane, updates):
             effective=recipe.is_rate_found,
         )
     )
-    state = jax.jit(initializer(recipe.model, recipe.make_tx, recipe.source.feature_shape))(
-        np.uint32(lane.seed)
-    )
+    state = jax.tree.map(lambda a: a[0], recipe.fresh(np.array([lane.seed])))
     key = jax.random.fold_in(jax.random.key(lane.seed), 2)
     size, seen = recipe.regime.sizes[0], []
     standard = (dataset.train.x - np.float32(dataset.shift)) * np.float32(dataset.scale)

@@ -12,24 +12,37 @@ import optax
 from lrlab.analysis import suggest
 
 BETA = 0.9  # of the smoothing by which a divergence is seen
+FEW, VERY_FEW = 10, 2  # updates: after FEW such a mean is of its full length
 
 
 @dataclasses.dataclass(frozen=True)
 class Blowup:
-    """Stops a lane once its smoothed loss is `factor` times its best: a watch of `lanes.Lanes`."""
+    """Stops a lane once its smoothed loss is `factor` times its best: a watch of `lanes.Lanes`.
+
+    The best is that of mean + noise, so that what batches differ by, which is most of the loss of a
+    network that is trained already, is no divergence. While the mean is of few batches it takes
+    factor^2, and of very few, nothing; the best is counted anew after them.
+    """
 
     factor: float = suggest.DIVERGED
-    size: int = 2
+    size: int = 3
 
     def __call__(self, memory: jax.Array, update: jax.Array, loss: jax.Array) -> Any:
         """(memory, updates done before, loss) -> (memory, whether to stop).
 
-        memory: the mean before its bias is taken out, and the best; zeros at first.
+        memory: the means of the loss and of its square before their bias is taken out, and the best
+        of mean + noise; zeros at first.
         """
-        mean = BETA * memory[0] + (1 - BETA) * loss
-        smooth = mean / (1 - BETA ** (update + 1).astype(jnp.float32))
-        best = jnp.where(update == 0, smooth, jnp.minimum(memory[1], smooth))
-        return jnp.stack([mean, best]), smooth > self.factor * best
+        means = BETA * memory[:2] + (1 - BETA) * jnp.stack([loss, loss**2])
+        smooth, square = means / (1 - BETA ** (update + 1).astype(jnp.float32))
+        # A mean that forgets by BETA has (1 - BETA) / (1 + BETA) of the variance of one loss.
+        spread = jnp.sqrt(jnp.maximum(square - smooth**2, 0) * (1 - BETA) / (1 + BETA))
+        level = smooth + 2 * spread
+        is_first = (update == 0) | (update == VERY_FEW) | (update == FEW)
+        best = jnp.where(is_first, level, jnp.minimum(memory[2], level))
+        limit = jnp.where(update < FEW, self.factor**2, self.factor)
+        limit = jnp.where(update <= VERY_FEW, jnp.inf, limit)
+        return jnp.stack([*means, best]), smooth > limit * best
 
 
 @dataclasses.dataclass(frozen=True)

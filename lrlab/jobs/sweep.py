@@ -168,6 +168,8 @@ def _refuse(recipe: Recipe) -> None:
         raise ConfigError(
             ["nonfinite.policy='rollback' is for a single run; a sweep takes stop and skip"]
         )
+    if recipe.config["patience"] is not None:
+        raise ConfigError(["patience ends a single run; in a sweep all trials have all epochs"])
     if getattr(recipe.model, "axis_name", None):
         raise ConfigError(
             ["model.axis_name must be left out in a sweep: each lane is whole on one device"]

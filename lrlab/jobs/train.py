@@ -96,6 +96,8 @@ def _train(recipe: Recipe, folder: Path, writer: records.Writer) -> None:
                 writer.event("stop", step=run.step, why=type(e).__name__)
             if isinstance(e, Stopped | loop.DivergedError) and run.step:
                 report.write(folder)
+            if not isinstance(e, Stopped):
+                run.wait()
             raise
         writer.event("end", step=run.step)
     console.say(console.ending(final, folder, report.write(folder)))
@@ -150,7 +152,8 @@ def _stop_if(came: list[int], run: loop.Run, item: Any) -> None:
         return
     if run.is_unsaved:
         run.save()
-    if isinstance(item, loop.Waiting):  # XLA cannot be told to stop compiling, so nobody waits
+    # XLA cannot be told to stop compiling, so nobody waits.
+    if isinstance(item, loop.Waiting) or run.is_compiling:
         atexit.register(_leave, 128 + came[0])
     raise Stopped(came[0], run.step)
 
@@ -211,6 +214,7 @@ def _banner(recipe: Recipe, folder: Path, options: Options) -> str:
             "optimizer",
             f"{config['optimizer']['name']}{f' ({rule})' * bool(rule)}, peak rate {config['lr']:g}",
         ),
+        *([("start", recipe.start.words())] if recipe.start else []),
         *([("layers", "; ".join(_group(*g) for g in recipe.groups))] if recipe.groups else []),
         ("folder", str(folder)),
     ]

@@ -43,6 +43,7 @@ def render(record: Record, svgs: Mapping[str, str]) -> str:
     state = "finished" if record.final else "unfinished" if c.diverged is None else "diverged"
     captions = {name: _caption(name) for name in svgs if name != "overview"}
     sections = {
+        **_ensemble(record),
         "Curves": figures(svgs, captions),
         "Schedule": _schedule(record, c),
         "Epochs": _epochs(record, c),
@@ -314,6 +315,33 @@ def _epochs(record: Record, c: plots.Curves) -> str:
     if len(rows) <= OPEN_EPOCHS:
         return shown
     return f"<details><summary>All {count(len(rows))} epochs</summary>{shown}</details>"
+
+
+def _ensemble(record: Record) -> dict[str, str]:
+    """What the snapshots of a run predict together, where the job "snapshot" compared them."""
+    found = records.read_json(record.folder / "ensemble.json")
+    if not found:
+        return {}
+    figure = plots.save(plots.ensemble(found), record.folder / "plots" / "ensemble")
+    last = found["snapshots"][-1]
+    rows = [
+        ("the last state", last),
+        *((f"the last {s['members']} together", s) for s in found["together"][1:]),
+        *((f"mean weights of the last {s['members']}", s) for s in found["averaged"]),
+    ]
+    cells = [
+        (name, percent(s["accuracy"]), f"{s['nll']:.4f}", f"{s['ece']:.4f}") for name, s in rows
+    ]
+    pairs = [x for i, row in enumerate(found["disagreement"]) for x in row[:i]]
+    text = (
+        f"<p>{len(found['snapshots'])} snapshots, after epochs "
+        f"{', '.join(map(str, found['epochs']))}, on {count(found['examples'])} test examples; two "
+        f"of them disagree on {percent(sum(pairs) / len(pairs))}.</p>"
+    )
+    caption = "Snapshots from the last one back. Rhombs: each snapshot alone, the last one first."
+    body = text + figures({"ensemble": figure}, {"ensemble": caption})
+    head = ("predictions of", "accuracy", "NLL (nats)", "calibration error")
+    return {"Snapshots together": body + table(head, cells)}
 
 
 def _events(record: Record) -> str:
