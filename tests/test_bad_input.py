@@ -1,7 +1,6 @@
 """Rows B10 to B54 of the list of bad input: each refused with its field, value and what is allowed.
 
-B29 and B30, schedules of the batch size, wait for these. Digits trains 9 updates an epoch at 128,
-so `tiny` is a run of 18 updates.
+Digits trains 9 updates an epoch at 128, so `tiny` is a run of 18 updates.
 """
 
 import re
@@ -30,6 +29,10 @@ def steps(*boundaries):
 
 def batch(**keywords):
     return {"batch": {"name": "fixed", "size": 128, **keywords}}
+
+
+def grows(**keywords):
+    return batch(**{"name": "increasing", **keywords})
 
 
 def plateau(**keywords):
@@ -263,6 +266,27 @@ BAD = [
     ("B27 batch of nothing", batch(size=0), "batch.size=0", ">= 1"),
     ("B27 devices do not divide it", batch(size=127), "batch.size=127", "2 devices", "126 or 128"),
     ("B28 batch larger than the set", batch(size=1258), "batch.size=1258", "1,257 training"),
+    (
+        "B28 a batch that outgrows the set",
+        grows(factor=30, at=1, cap=5000),
+        "batch.size=3840",
+        "1,257 training",
+    ),
+    ("B29 epochs that do not rise", grows(factor=2, at=(2, 1)), "at[0]=2 and at[1]=1"),
+    (
+        "B29 sizes that do not rise",
+        {"batch": {"name": "stages", "sizes": (64, 32), "at": (0, 1)}},
+        "sizes[0]=64",
+    ),
+    ("B29 a size that no device count divides", grows(factor=1.5, size=50, at=1), "batch.size=75"),
+    (
+        "B29 an unknown rule",
+        grows(factor=2, at=1, coupling="cubic"),
+        "batch.coupling='cubic'",
+        "sqrt",
+    ),
+    ("B29 too many programs", grows(factor=1.02, every=1), "programs to compile", "16"),
+    ("B30 linear in units of nothing", batch(coupling="linear", base=0), "batch.base=0", ">= 1"),
     ("B31 no part", batch(micro=0), "batch.micro=0", ">= 1"),
     ("B31 parts that do not divide", batch(micro=3), "micro=3", "126 or 129"),
     (
@@ -272,6 +296,18 @@ BAD = [
         "none of 4 leaves",
     ),
     ("B41 everything frozen", {"lr_multipliers": ((".*", 0.0),)}, "freezes all 4 leaves"),
+    ("B38 a head of other classes", {"model": {"name": "mlp.MLP", "num_classes": 7}}, "=7", "10"),
+    (
+        "B42 a pre-trained path that is not there",
+        {"start": {"run": "runs/nowhere"}},
+        "start.run='runs/nowhere'",
+    ),
+    (
+        "B51 patience without validation",
+        {"patience": 3, "data": {"name": "digits", "validation": 0}},
+        "no validation examples",
+        "patience",
+    ),
     (
         "B51 plateau without validation",
         {**plateau(), "data": {"name": "digits", "validation": 0}},
@@ -430,5 +466,5 @@ def test_every_row_has_its_case():
     from test_build import BAD as ELSEWHERE
 
     rows = {b[0][:3] for b in BAD} | {b[0] for b in ELSEWHERE} | {"B12", "B26", "B52"}
-    wanted = [*range(10, 29), 31, 41, *range(51, 55)]
+    wanted = [*range(10, 32), 38, 41, 42, *range(51, 55)]
     assert rows >= {f"B{n}" for n in wanted}
