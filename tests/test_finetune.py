@@ -215,3 +215,28 @@ def test_the_recipes_config_runs_from_the_command_line(tmp_path, low, capsys):
     assert main.main(told) == 0
     out = capsys.readouterr().out
     assert "test accuracy" in out
+
+
+def test_a_safetensors_file_is_a_start_as_the_run_that_it_was_made_from(tmp_path, low):
+    numpy = pytest.importorskip("safetensors.numpy")
+    there = {
+        f"{layer}.{'weight' if leaf == 'kernel' else 'bias'}": np.ascontiguousarray(a.T)
+        for _, layer, leaf, a in ((*name.split("/"), a) for name, a in weights(low).items())
+    }
+    numpy.save_file(there, tmp_path / "low.safetensors")
+    phases = {"name": "gradual", "epochs": 1}
+    ends = {}
+    for name, spec in {
+        "run": {"run": str(low), "fresh": ("Dense_2/.*",)},
+        "file": {"file": str(tmp_path / "low.safetensors"), "fresh": ("Dense_2/.*",)},
+    }.items():
+        finetune.run({**config(low, phases), "start": spec}, tmp_path / name, OPTIONS)
+        ends[name] = records.read(tmp_path / name / "3_all").final["state_sha256"]
+    assert ends["run"] == ends["file"]
+    for spec, says in (
+        ({"file": str(tmp_path / "none.safetensors")}, "none.safetensors"),
+        ({"file": str(tmp_path / "none.npz")}, "cannot be read"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            finetune.check({**config(low, phases), "start": spec})
+        assert says in str(caught.value)
