@@ -164,13 +164,13 @@ SIZES = {
         batch=25,
         epochs=2,
         lowest={
-            "sgd": 0.04,
-            "momentum": 0.005,
-            "nesterov": 0.005,
+            "sgd": 0.05,
+            "momentum": 0.01,
+            "nesterov": 0.01,
             "adagrad": 0.02,
             "adadelta": 0.6,
-            "rmsprop": 0.0008,
-            "adam": 0.0015,
+            "rmsprop": 0.001,
+            "adam": 0.003,
         },
         tuning=1,
         seeds=3,
@@ -329,11 +329,11 @@ def planned(
     def init(params: Any) -> PlannedState:
         return PlannedState(jnp.int32(0), make_tx(1.0).init(params))
 
-    def update(grads: Any, state: PlannedState, params: Any = None) -> tuple[Any, PlannedState]:
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, PlannedState]:
         row = jnp.asarray(number).astype(jnp.int32)
         tx = make_tx(learning_rate * table[row, state.count])
-        steps, inner = tx.update(grads, state.rule, params)
-        return steps, PlannedState(state.count + 1, inner)
+        updates, inner = tx.update(updates, state.rule, params)
+        return updates, PlannedState(state.count + 1, inner)
 
     return optax.GradientTransformation(init, update)
 
@@ -399,7 +399,7 @@ def measured(
     waves = np.array_split(np.arange(len(lanes)), -(-len(lanes) // most))
     for i, wave in enumerate(waves):
         title = f"{name} {i + 1} of {len(waves)}"
-        chosen = [lanes[j] for j in wave]
+        chosen = [lanes[j] for j in wave.tolist()]
         asked = {"config": config, "lanes": [dataclasses.asdict(a) for a in chosen], "test": test}
         kept = arms.remembered(
             folder / f"{re.sub(r'[^A-Za-z0-9.]+', '_', title)}.json",
@@ -652,11 +652,14 @@ def draw(ranked: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
         for ax, (title, rows) in zip(figure.subplots(1, len(ranked)), ranked.items(), strict=True):
             by = "setting" if title == "rules" else "schedule"
             _dots(ax, title[0].upper() + title[1:], rows, [row[by] for row in rows])
-        looks = {
+        looks: dict[str, dict[str, Any]] = {
             "begins at its peak": {"color": charts.COLORS[0]},
             "warms up": {"color": charts.COLORS[1]},
             "cannot be told from the best": {"color": plots.LIGHT.ink},
-            "can be": {"color": plots.LIGHT.ink, "markerfacecolor": plots.LIGHT.surface},
+            "can be told from it": {
+                "color": plots.LIGHT.ink,
+                "markerfacecolor": plots.LIGHT.surface,
+            },
         }
         handles = [
             Line2D([], [], marker="o", linestyle="none", label=label, **look)
@@ -688,12 +691,13 @@ def draw_warmup(warmups: Mapping[str, Mapping[str, Any]]) -> "Figure":
             bars = gaps[0] - gaps[1], gaps[2] - gaps[0]
             below.axhline(0, color=plots.LIGHT.soft, linewidth=0.8)
             below.errorbar(rates, gaps[0], bars, color=plots.LIGHT.ink, marker="o", capsize=2)
-            limit = max(0.01, 1.2 * float(np.abs(gaps[0]).max()))
-            below.set_ylim(-limit, limit)
+            low, high = min(0.0, *gaps[0]), max(0.0, *gaps[0])
+            room = max(0.01, 0.25 * (high - low))  # an interval of few seeds may be far longer
+            below.set_ylim(low - room, high + room)
             for ax in top, below:
                 ax.set_xscale("log")
                 ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
-            below.yaxis.set_major_formatter(lambda v, _: f"{v:+.1%}")
+            below.yaxis.set_major_formatter(lambda v, _: f"{100 * v:+g}%")
             top.set_title(f"{rule}, cosine", loc="left", fontsize=10, fontweight="bold")
             top.set_ylabel("test accuracy")
             below.set_ylabel("gain by warm-up")
@@ -759,7 +763,8 @@ def warm_up(size: Size, folder: Path) -> tuple[dict[str, dict[str, Any]], float]
         recipe = lanes_config(size, rule)
         seen, took = measured(f"{rule} warm-up", recipe, lanes, True, size.most, folder)
         tested = np.array([lane["test_accuracy"] for lane in seen])
-        found[rule] = warmed(rates, *tested.reshape(2, len(rates), size.seeds))
+        without, with_it = tested.reshape(2, len(rates), size.seeds)
+        found[rule] = warmed(rates, without, with_it)
         lost = np.array([lane["diverged"] for lane in seen]).reshape(2, len(rates), size.seeds)
         found[rule]["diverged"] = lost.sum(2).tolist()
         seconds += took

@@ -90,7 +90,7 @@ def load(
         integers, of float8 or of numbers that are not finite.
     """
     path = Path(path)
-    leaves = traverse_util.flatten_dict(dict(variables), sep="/")
+    leaves: dict[str, Any] = traverse_util.flatten_dict(dict(variables), sep="/")
     is_head = _matcher("head", head)
     with _opened(path) as file:
         tensors = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -251,7 +251,7 @@ def _cause(found: Mapping[str, str], leaves: Mapping[str, Any]) -> str:
         return "another architecture, or other names than torchvision's, which `names` can turn"
     return (
         "another architecture, a larger or a smaller one of the family; or a part that is meant to "
-        "begin anew, to be named in `head`"
+        "begin anew, to be named in `head` (of a config: start.fresh)"
     )
 
 

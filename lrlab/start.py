@@ -218,7 +218,7 @@ def _file(spec: Mapping[str, Any], wanted: Any) -> _Found:
     """A file's arrays by path: a .safetensors file, or an .npz of ours, whose names are paths."""
     path = Path(spec["file"])
     if path.suffix != ".npz":
-        head = spec.get("fresh") or pretrained.HEADS
+        head = (*pretrained.HEADS, *spec.get("fresh", ()))
         made, matched = pretrained.load(path, wanted, spec.get("names", "torchvision"), head)
         leaves = checkpoint.named(made)
         arrays = {leaf: np.asarray(leaves[leaf]) for leaf in matched.matched.values()}

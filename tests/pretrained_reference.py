@@ -17,13 +17,25 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-# The C++ operators of a torchvision built for CUDA do not load beside a torch for CPUs. No net here
-# uses one, but torchvision describes this one on import, so it must have a name.
-try:
-    torch.ops.torchvision.nms  # noqa: B018 - raises where there is none
-except (AttributeError, RuntimeError):
-    OPERATORS = torch.library.Library("torchvision", "DEF")
-    OPERATORS.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+OPERATORS = torch.library.Library("torchvision", "FRAGMENT")  # its names go when it does
+
+
+def imported():
+    """torchvision; a build for CUDA too, whose C++ operators do not load beside a torch for CPUs.
+
+    No net here uses one, but torchvision describes two of them on import, so these need names.
+    """
+    try:
+        import torchvision
+    except RuntimeError as e:
+        if "torchvision::nms does not exist" not in str(e):
+            raise
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        for name in "nms", "qnms":
+            OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float threshold) -> Tensor")
+        import torchvision
+    return torchvision
 
 
 def randomised(net, generator):
@@ -42,9 +54,7 @@ def randomised(net, generator):
     return net
 
 
-def computed(folder, name, size, images, seed):
-    from torchvision import models
-
+def computed(models, folder, name, size, images, seed):
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     net = randomised(getattr(models, name)(weights=None), generator)
@@ -63,11 +73,13 @@ def main():
     job = json.load(sys.stdin)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        import torchvision
-
+        torchvision = imported()
         torch.set_num_threads(2)
         folder = Path(job["folder"])
-        weights = {name: computed(folder, name, **args) for name, args in job["nets"].items()}
+        weights = {
+            name: computed(torchvision.models, folder, name, **args)
+            for name, args in job["nets"].items()
+        }
     versions = {lib.__name__: lib.__version__.split("+")[0] for lib in (torch, torchvision)}
     json.dump({"versions": versions, "weights": weights}, sys.stdout)
 

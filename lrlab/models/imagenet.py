@@ -8,6 +8,7 @@ averages differ: torch averages the variance times n / (n - 1), n values of a ch
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -63,7 +64,8 @@ class ResNet(nn.Module):
         x = _conv(x, "conv1", self.width, kernel, self.implementation, stride)
         x = nn.relu(_norm(x, "bn1", train, self.axis_name))
         if not self.small_images:
-            x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))  # it pads with -inf, like torch
+            around: Any = ((1, 1), (1, 1))  # of -inf; Flax's annotation knows words only
+            x = nn.max_pool(x, (3, 3), (2, 2), around)
         block = functools.partial(
             _Block,
             bottleneck=self.bottleneck,
