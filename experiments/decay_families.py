@@ -633,11 +633,12 @@ def _dots(ax: "Axes", title: str, rows: Sequence[Mapping[str, Any]], names: Sequ
         face = color if row["tied"] else plots.LIGHT.surface
         ax.plot(row["interval"], [i, i], color=color, linewidth=1.4, solid_capstyle="butt")
         ax.plot(row["accuracy"], i, marker="o", color=color, markerfacecolor=face, markersize=5)
-    ax.set_yticks(range(len(rows)), names, fontsize=8)
+    ax.set_yticks(range(len(rows)), names, fontsize=7.5)
     ax.set_ylim(len(rows) - 0.4, -0.6)
     ax.set_title(title, loc="left", fontsize=10, fontweight="bold")
     ax.set_xlabel("test accuracy")
-    ax.xaxis.set_major_formatter(lambda v, _: f"{v:.0%}" if v * 100 % 1 < 1e-6 else f"{v:.1%}")
+    ax.locator_params(axis="x", nbins=5)
+    ax.xaxis.set_major_formatter(lambda v, _: f"{100 * v:g}%")
     ax.grid(visible=False, axis="y")
 
 
@@ -647,8 +648,8 @@ def draw(ranked: Mapping[str, Sequence[Mapping[str, Any]]]) -> "Figure":
     from matplotlib.lines import Line2D
 
     with plots.style(plots.LIGHT):
-        height = 1.6 + 0.19 * max(map(len, ranked.values()))
-        figure = Figure(figsize=(12.6, height), layout="constrained")
+        height = 1.5 + 0.16 * max(map(len, ranked.values()))
+        figure = Figure(figsize=(10.8, height), layout="constrained")
         for ax, (title, rows) in zip(figure.subplots(1, len(ranked)), ranked.items(), strict=True):
             by = "setting" if title == "rules" else "schedule"
             _dots(ax, title[0].upper() + title[1:], rows, [row[by] for row in rows])
@@ -696,7 +697,7 @@ def draw_warmup(warmups: Mapping[str, Mapping[str, Any]]) -> "Figure":
             below.set_ylim(low - room, high + room)
             for ax in top, below:
                 ax.set_xscale("log")
-                ax.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+                ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:g}%")
             below.yaxis.set_major_formatter(lambda v, _: f"{100 * v:+g}%")
             top.set_title(f"{rule}, cosine", loc="left", fontsize=10, fontweight="bold")
             top.set_ylabel("test accuracy")

@@ -209,7 +209,9 @@ def report(name: str, size: Size, runs: Mapping[str, Mapping[str, Any]], workdir
         arm: np.asarray(build.check(config(size, arm), parts=1).rates(), np.float64) for arm in runs
     }
     folder = workdir / "plots"
-    plots.save(arms.draw(runs, "Test accuracy after each epoch", rates), folder / "sgdr_2016")
+    figure = arms.draw(runs, "Test accuracy after each epoch", rates)
+    figure.set_size_inches(10.8, 4.4)  # bands upon bands make a large file
+    plots.save(figure, folder / "sgdr_2016")
     anytime = {arm: {**run, "accuracy": best_so_far(run).tolist()} for arm, run in runs.items()}
     plots.save(arms.draw(anytime, "Best test accuracy so far"), folder / "sgdr_2016_anytime")
     record = {

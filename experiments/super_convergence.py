@@ -156,7 +156,7 @@ SIZES = {
         steps=0.1,
         steps_short=0.1,
         highs=(0.3, 1.0),
-        high=1.0,
+        high=0.3,
         seeds=3,
     ),
     "desk": Size(

@@ -8,8 +8,8 @@ channels] that are shifted and scaled already: where a fill is 0, that is the tr
 On their own: `x, targets = compose((crop(4), flip()))(key, x, y, jnp.arange(len(y)))`.
 """
 
-# dm-pix 0.4.5 (2026) and augmax 0.4.1 (2025), both Apache-2.0, take a key an image under `vmap`;
-# they have no cutout or mixup, and gather pixel by pixel, slow on a CPU: so these are our own.
+# dm-pix 0.4.5 (2026) and augmax 0.4.1 (2025), Apache-2.0, run on JAX 0.12 with a key an image;
+# both lack cutout and mixup, dm-pix wants chex: what is left is too little for a dependency.
 
 import dataclasses
 import math
@@ -88,7 +88,7 @@ class Chain:
         uniform = _uniform(key, len(self.augments), rows, max(a.draws for a in self.augments))
         for i, augment in enumerate(self.augments):
             x, targets = augment.change(uniform[i, :, : augment.draws], x, targets)
-        return x, targets
+        return _barrier(x), targets
 
 
 def compose(augments: Iterable[Augment]) -> Chain:
@@ -131,11 +131,14 @@ def crop(pad: int, mode: Mode = "reflect") -> Augment:
         _fits("pad", pad, x, min(x.shape[1:3]) - 1, "an image cannot move out of its frame")
         if pad == 0:
             return x, targets
-        start = _whole(uniform, 2 * pad + 1)
         sides = (pad, pad)
-        x = _barrier(jnp.pad(x, ((0, 0), sides, sides, (0, 0)), mode=mode))
-        x = _barrier(_window(x, start[:, 0], 2 * pad, axis=1))
-        return _window(x, start[:, 1], 2 * pad, axis=2), targets
+        # No barrier: fused into the slices, the padding costs nothing, alone as much as they do.
+        padded = jnp.pad(x, ((0, 0), sides, sides, (0, 0)), mode=mode)
+
+        def window(image: jax.Array, first: jax.Array) -> jax.Array:
+            return lax.dynamic_slice(image, (first[0], first[1], 0), x.shape[1:])
+
+        return jax.vmap(window)(padded, _whole(uniform, 2 * pad + 1)), targets
 
     return Augment(change, draws=2)
 
@@ -156,10 +159,8 @@ def flip(horizontal: bool = True) -> Augment:
 
     def change(uniform: jax.Array, x: jax.Array, targets: Targets) -> tuple[jax.Array, Targets]:
         _images(x)
-        x = _barrier(x)
-        return jnp.where(
-            _each(uniform[:, 0] < 0.5), jnp.flip(x, 2 if horizontal else 1), x
-        ), targets
+        x, chosen = _barrier(x), (uniform < 0.5).reshape(-1, 1, 1, 1)
+        return jnp.where(chosen, jnp.flip(x, 2 if horizontal else 1), x), targets
 
     return Augment(change, draws=1)
 
@@ -191,7 +192,7 @@ def cutout(size: int, fill: float = 0.0) -> Augment:
 
         rows = inside(uniform[:, 0], x.shape[1])[:, :, None, None]
         columns = inside(uniform[:, 1], x.shape[2])[:, None, :, None]
-        return jnp.where(rows & columns, jnp.asarray(fill, x.dtype), x), targets
+        return jnp.where(rows & columns, jnp.asarray(fill, x.dtype), _barrier(x)), targets
 
     return Augment(change, draws=2)
 
@@ -230,8 +231,9 @@ def affine(
         angle = either_way[:, 0] * (rotate * math.pi / 180)
         factor = low + (high - low) * uniform[:, 1]
         cos, sin = (f(angle) / factor for f in (jnp.cos, jnp.sin))
-        down, right = (either_way[:, 2 + i] * (shift * x.shape[1 + i]) for i in (0, 1))
-        return _bilinear(x, *_sources(height, width, cos, sin, down, right)), targets
+        move = (either_way[:, 2 + i] * (shift * x.shape[1 + i]) for i in (0, 1))
+        row, column = _sources(height, width, *_barrier((cos, sin, *move)))
+        return jax.vmap(_bilinear)(_barrier(x), row, column), targets
 
     return Augment(change, draws=4)
 
@@ -296,22 +298,6 @@ def _symmetric_beta(first: jax.Array, second: jax.Array, alpha: float) -> jax.Ar
     return 0.5 + 0.5 * jnp.sign(c) * jnp.sqrt(ratio)
 
 
-def _window(x: jax.Array, start: jax.Array, most: int, axis: int) -> jax.Array:
-    """Each example from its `start` (int32 [batch], at most `most`) on, `most` shorter on `axis`.
-
-    A shift is a sum of halves of halves, each of which is taken or not: a few passes over long
-    runs. A slice at a start of its own is a gather under `vmap`, pixel by pixel on a CPU.
-    """
-    while most:
-        half = -(-most // 2)
-        length = x.shape[axis] - half
-        taken = start >= half
-        moved, here = (lax.slice_in_dim(x, i, i + length, axis=axis) for i in (half, 0))
-        x = jnp.where(_each(taken), moved, here)
-        start, most = jnp.where(taken, start - half, start), most - half
-    return x
-
-
 def _sources(
     height: int, width: int, cos: jax.Array, sin: jax.Array, down: jax.Array, right: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -322,28 +308,20 @@ def _sources(
     return cos * y - sin * x + (height - 1) / 2, sin * y + cos * x + (width - 1) / 2
 
 
-def _bilinear(x: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
-    """Images at rows and columns between pixels, [batch, height, width]; clamped to the edge."""
-    batch, height, width, channels = x.shape
-    row, column = jnp.clip(row, 0, height - 1), jnp.clip(column, 0, width - 1)
-    top, left = jnp.floor(row), jnp.floor(column)
-    first = (top * (width + 1) + left).astype(jnp.int32).reshape(batch, -1, 1)
-    first, down, right = _barrier((first, (row - top)[..., None], (column - left)[..., None]))
-    x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
-    x = _barrier(x.reshape(batch, -1, channels))
+def _bilinear(image: jax.Array, row: jax.Array, column: jax.Array) -> jax.Array:
+    """An image at rows and columns between pixels, [height, width]; clamped to the edge."""
+    last = image.shape[0] - 1, image.shape[1] - 1
+    row, column = jnp.clip(row, 0, last[0]), jnp.clip(column, 0, last[1])
+    top, left = row.astype(jnp.int32), column.astype(jnp.int32)
+    bottom, right = jnp.minimum(top + 1, last[0]), jnp.minimum(left + 1, last[1])
+    down, along = (row - top)[..., None], (column - left)[..., None]
 
-    def at(step: int) -> jax.Array:
-        found = jnp.take_along_axis(x, first + step, 1, mode="promise_in_bounds")
-        return found.reshape(batch, height, width, channels)
+    def at(row: jax.Array, column: jax.Array) -> jax.Array:
+        return image.at[row, column].get(mode="promise_in_bounds")
 
-    above = (1 - right) * at(0) + right * at(1)
-    below = (1 - right) * at(width + 1) + right * at(width + 2)
+    above = (1 - along) * at(top, left) + along * at(top, right)
+    below = (1 - along) * at(bottom, left) + along * at(bottom, right)
     return (1 - down) * above + down * below
-
-
-def _each(flags: jax.Array) -> jax.Array:
-    """[batch] -> [batch, 1, 1, 1]."""
-    return flags.reshape(-1, 1, 1, 1)
 
 
 def _check(problems: Sequence[str], cause: str = "") -> None:

@@ -46,22 +46,22 @@ def test_the_rates_of_every_arm_are_those_of_the_formula():
         np.testing.assert_allclose(recipe.rates(), exact, rtol=2e-6, atol=1e-8)
 
 
-def test_every_arm_of_every_size_is_sound_and_alike_but_for_its_schedule(data_dir):
-    for size in study.SIZES.values():
-        recipes = {}
-        for arm in study.schedules(size):
-            recipes[arm] = build.check(study.config(size, arm), parts=1)
-        totals = {recipe.total for recipe in recipes.values()}
-        assert len(totals) == 1
-        assert all(not recipe.warnings for recipe in recipes.values())
-        rest = [
-            {k: v for k, v in recipe.config.items() if k != "schedule"}
-            for recipe in recipes.values()
-        ]
-        assert all(config == rest[0] for config in rest)
-        assert rest[0]["l2"] == 5e-4
-        assert rest[0]["optimizer"]["decay"] == 0.9
-        assert size.seeds >= 3
+LONGER = [pytest.param(n, marks=pytest.mark.slow if n == "paper" else ()) for n in study.SIZES]
+
+
+@pytest.mark.parametrize("name", LONGER)
+def test_every_arm_of_a_size_is_sound_and_alike_but_for_its_schedule(name, request):
+    if name != "smoke":
+        request.getfixturevalue("data_dir")  # or it is skipped
+    size = study.SIZES[name]
+    recipes = [build.check(study.config(size, arm), parts=1) for arm in study.schedules(size)]
+    assert len({recipe.total for recipe in recipes}) == 1
+    assert all(not recipe.warnings for recipe in recipes)
+    rest = [{k: v for k, v in r.config.items() if k != "schedule"} for r in recipes]
+    assert all(config == rest[0] for config in rest)
+    assert rest[0]["l2"] == 5e-4
+    assert rest[0]["optimizer"]["decay"] == 0.9
+    assert size.seeds >= 3
 
 
 def test_every_budget_ends_with_a_cycle_and_another_is_refused():

@@ -40,7 +40,7 @@ def test_every_update_has_the_rate_of_the_formula(name):
 def test_momentum_falls_while_the_rate_rises():
     name = f"{SMOKE.cycle}, momentum"
     recipe = build.check(study.config(SMOKE, SMOKE.arms[name]), parts=1)
-    momentum = jax.vmap(recipe.scheduled["decay"])(jnp.arange(recipe.total))
+    momentum = np.asarray(jax.vmap(recipe.scheduled["decay"])(jnp.arange(recipe.total)))
     rates = study.plan(SMOKE, SMOKE.arms[name])
     share = (rates / SMOKE.high - 1 / 30) / (1 - 1 / 30)
     np.testing.assert_allclose(momentum, 0.95 - 0.1 * share, atol=1e-5)
@@ -146,7 +146,7 @@ def holds(cycle, tail=0.9, momentum=0.9, noise=1e-4):
         (0.897, 1e-4, ["yes", "yes"]),  # within the margin
         (0.89, 1e-4, ["no", "yes"]),
         (0.86, 1e-4, ["no", "no"]),
-        (0.895, 0.05, ["unclear", "unclear"]),
+        (0.89, 0.2, ["unclear", "unclear"]),
     ],
 )
 def test_verdicts_follow_the_curves(cycle, noise, said):
