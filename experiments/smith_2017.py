@@ -286,6 +286,7 @@ def draw(
         middle.set_xscale("log")
         right.set_yscale("log")
         right.xaxis.set_major_formatter(lambda v, _: f"{v / 1000:,.0f} k")
+        right.locator_params(axis="x", nbins=5)
         _panel(left, "At equal epochs", "epochs", "test accuracy")
         _panel(middle, "At equal updates", "updates", "test accuracy")
         _panel(right, "Noise scale, as planned", "examples seen", "lr N / (B (1 - m))")
