@@ -152,7 +152,7 @@ SIZES = {
         epochs=14,
         short=5,
         ranged=8,
-        rates={  # of the record of --size=rates
+        rates={  # the first two of --size=rates; guesses the others, until its record is there
             "momentum": around(0.01),
             "nesterov": around(0.01),
             "adam": around(0.003),

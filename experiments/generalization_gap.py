@@ -215,7 +215,7 @@ def draw(runs: Mapping[str, Mapping[str, Any]]) -> "Figure":
         limits = [2 / run["lr"] * (1 + run["momentum"]) for run in runs.values()]
         right.plot(limits, "x", color=plots.LIGHT.soft, label="2 (1 + m) / lr, at the peak rate")
         right.set_yscale("log")
-        left.yaxis.set_major_formatter(lambda v, _: f"{v:.0%}")
+        left.yaxis.set_major_formatter(lambda v, _: f"{v:.1%}")
         for ax, title in (left, "Accuracy at the end"), (right, "Largest Hessian eigenvalue"):
             ax.set_title(title, loc="left", fontsize=10, fontweight="bold")
             ax.set_xticks(range(len(runs)), [*runs])
