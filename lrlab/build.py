@@ -309,6 +309,8 @@ def _model(spec: Mapping[str, Any], source: Source | None) -> Any:
 def _augment(full: Mapping[str, Any], source: Source | None) -> Chain | None:
     """The augmentations, which fit the data's features; None for none."""
     told = full["augment"]
+    if told is None:
+        return None  # `fields` says what is wrong with it
     if not isinstance(told, tuple) or not all(isinstance(a, Mapping) for a in told):
         raise ConfigError(
             [f"augment={told!r} must be a tuple of sections, such as (dict(name='crop', pad=4),)"]

@@ -55,6 +55,7 @@ def test_torch_one_less_is_optax_and_keras():
         assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.slow
 def test_our_plateau_is_optaxs_on_random_losses():
     rng = np.random.default_rng(1)
     for _ in range(20):

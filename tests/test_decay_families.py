@@ -93,6 +93,7 @@ def test_the_table_of_the_lanes_holds_every_schedule_in_the_order_of_names():
     np.testing.assert_allclose(table, exact, rtol=2e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["momentum", pytest.param("adam", marks=pytest.mark.slow)])
 def test_a_lane_of_all_schedules_is_the_plain_recipe_of_its_own(rule):
     settings = [study.Setting(rule, name) for name in ("step" + study.WARMED, "one cycle")]

@@ -96,6 +96,7 @@ def kill_until_done(folder, rng, seconds, most):
         assert code == -signal.SIGKILL, err
 
 
+@pytest.mark.slow
 def test_killed_at_random_and_run_again_gives_the_same_run(tmp_path, undisturbed):
     reference, seconds = undisturbed
     seed = int(os.environ.get("LRLAB_SEED", 1))

@@ -110,6 +110,7 @@ def test_features_are_what_the_layers_below_compute(low):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_eight_steps_resumed_in_every_phase_are_those_not_stopped(tmp_path, low, monkeypatch):
     phases = {"name": "eight_steps", "head": 1, "augmented": 2, "cycles": 2}
     told = {**config(low, phases), "checkpoint": {"minutes": 0}}
@@ -217,6 +218,7 @@ def test_the_recipes_config_runs_from_the_command_line(tmp_path, low, capsys):
     assert "test accuracy" in out
 
 
+@pytest.mark.slow
 def test_a_safetensors_file_is_a_start_as_the_run_that_it_was_made_from(tmp_path, low):
     numpy = pytest.importorskip("safetensors.numpy")
     there = {

@@ -75,6 +75,7 @@ def test_members_in_one_program_are_members_one_by_one(tmp_path, model):
         np.testing.assert_allclose(found, plain, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_kill_in_any_cycle_loses_no_snapshot(tmp_path, monkeypatch):
     told = {**config(), "checkpoint": {"minutes": 0}}
     snapshot.run(told, tmp_path / "whole", OPTIONS)

@@ -152,7 +152,9 @@ SEEING = {
 }
 
 
-@pytest.mark.parametrize("name", SEEING)
+@pytest.mark.parametrize(
+    "name", ["plateau", *(pytest.param(n, marks=pytest.mark.slow) for n in list(SEEING)[1:])]
+)
 def test_lanes_whose_regime_looks_at_them_part_and_are_the_single_runs(tmp_path, name, capsys):
     axes = ({"key": "lr", "values": (0.003, 0.02, 0.1)}, {"key": "seed", "values": (0, 1)})
     changes = {"epochs": 6, "batch": {"name": name, **SEEING[name]}, "sweep": {"look": 17}}
