@@ -40,7 +40,7 @@ def source(shape: tuple[int, ...] = (28, 28, 1)) -> Source:
         return Split(x, rng.integers(0, 10, n).astype(np.int32))
 
     def load() -> Dataset:
-        one, names = np.float32(1), tuple(map(str, range(10)))
+        one, names = np.ones(1, np.float32), tuple(map(str, range(10)))
         return Dataset("random", split(EXAMPLES), split(10), split(10), 10, names, one * 0, one)
 
     return Source("random", (EXAMPLES, 10, 10), shape, 10, load)

@@ -160,7 +160,7 @@ def summary(runs: Mapping[str, Run]) -> list[dict[str, Any]]:
     for name, run in runs.items():
         curves = np.array(run["accuracy"])
         finals = curves[:, -1]
-        low, high = valley.bootstrap(finals)
+        low, high = valley.bootstrap(finals.tolist())
         rows.append(
             {
                 "arm": name,

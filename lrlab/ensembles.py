@@ -36,8 +36,8 @@ def snapshots(recipe: Recipe, folder: Path) -> tuple[list[int], list[Variables]]
 
 def _as_was(array: np.ndarray, leaf: Any) -> Any:
     """A leaf as the state holds it: random keys are kept as their words."""
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(leaf))
     return array
 
 

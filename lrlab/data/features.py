@@ -17,7 +17,7 @@ def save(path: Path, data: Dataset, features: dict[str, np.ndarray]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     half = path.with_name(f".{path.name}")
     with half.open("wb") as f:
-        np.savez(f, names=names, classes=data.num_classes, **arrays)
+        np.savez(f, allow_pickle=False, names=names, classes=data.num_classes, **arrays)
     half.replace(path)
 
 
@@ -42,12 +42,19 @@ def precomputed(file: str) -> Source:
 
     def read() -> Dataset:
         with np.load(path) as stored:
-            parts = [Split(stored[f"{s}_x"], stored[f"{s}_y"]) for s in SPLITS]
-        one = np.zeros(1, np.float32)
+            train, validation, test = (Split(stored[f"{s}_x"], stored[f"{s}_y"]) for s in SPLITS)
+        zero = np.zeros(1, np.float32)
         return Dataset(
-            names[0], *parts, classes, tuple(names[1:]), shift=one, scale=one + np.float32(1)
+            names[0],
+            train,
+            validation,
+            test,
+            classes,
+            tuple(names[1:]),
+            shift=zero,
+            scale=zero + np.float32(1),
         )
 
-    sizes = tuple(shapes[split][0] for split in SPLITS)
+    sizes = shapes["train"][0], shapes["validation"][0], shapes["test"][0]
     shape = tuple(shapes["train"][1:])
     return Source(names[0], sizes, shape, classes, read, notes=("precomputed features",))
