@@ -96,6 +96,28 @@ def train(name: str, config: Mapping[str, Any], seeds: int) -> dict[str, Any]:
     }
 
 
+def sweep(
+    config: Mapping[str, Any], lrs: Sequence[float], seeds: int = 1, last: int = 1
+) -> dict[str, Any]:
+    """Validation accuracy of each rate, a mean of its seeds and its last epochs.
+
+    Returns:
+      lrs, accuracy: [rates]; best: the rate of the highest accuracy.
+    """
+    recipe = build.check(config, parts=1)
+    each = [Lane(seed, lr) for lr in lrs for seed in range(seeds)]
+    lanes = Lanes(recipe, recipe.read(), each, LOOK)
+    seen = []
+    for epoch in recipe.epochs():
+        while lanes.step < (end := epoch.first + epoch.updates):
+            lanes.advance(min(LOOK, end - lanes.step))
+        if epoch.number >= config["epochs"] - last:
+            seen.append([m["accuracy"] for m in lanes.evaluate("validation", range(len(each)))])
+    accuracy = np.mean(seen, 0).reshape(len(lrs), seeds).mean(1)
+    best = list(lrs)[int(np.argmax(accuracy))]
+    return {"lrs": list(lrs), "accuracy": accuracy.tolist(), "best": best}
+
+
 def trained(name: str, config: Mapping[str, Any], seeds: int, folder: Path) -> dict[str, Any]:
     """`train`, or what an earlier run of the study kept of it in <folder>/<name>.json."""
     asked = {"config": config, "seeds": seeds}

@@ -283,17 +283,17 @@ def _made(full: Mapping[str, Any], section: str, kind: type, given: Any = None) 
 
 
 def _model(spec: Mapping[str, Any], source: Source | None) -> Any:
-    """The model, told how many classes there are if it wants to know."""
+    """The model, told how many classes and pieces of text there are if it wants to know."""
     target = resolve.find("lrlab.models", spec.get("name"), "model.name")
-    given: dict[str, Any] = {}
-    classes = source.num_classes if source else 2
-    if "num_classes" in resolve.parameters(target):
-        if "num_classes" not in spec:
-            given["num_classes"] = classes
-        elif source and spec["num_classes"] != classes:
-            raise ConfigError(
-                [f"model.num_classes={spec['num_classes']!r}: {source.name} has {classes} classes"]
-            )
+    wanted, given = resolve.parameters(target), {}
+    told = {"num_classes": (source.num_classes if source else 2, "classes")}
+    if source is None or source.vocabulary:
+        told["vocabulary"] = source.vocabulary if source else 2, "pieces of text"
+    for key, (value, what) in told.items():
+        if key in wanted and key not in spec:
+            given[key] = value
+        elif key in wanted and source and spec[key] != value:
+            raise ConfigError([f"model.{key}={spec[key]!r}: {source.name} has {value} {what}"])
     model = _made({"model": spec}, "model", nn.Module, given)
     takes = inspect.signature(type(model).__call__).parameters.values()
     if not any(p.name == "train" or p.kind is p.VAR_KEYWORD for p in takes):
@@ -473,7 +473,8 @@ def _state(model: Any, make_tx: MakeTx, source: Source) -> State:
 def _shapes(model: Any, make_tx: MakeTx, source: Source) -> State:
     """The state as shapes; tracing the model finds inputs and updates that it cannot take."""
     x = jax.ShapeDtypeStruct((2, *source.feature_shape), jnp.float32)
-    y = jax.ShapeDtypeStruct((2,), jnp.int32)
+    y = jax.ShapeDtypeStruct((2, *source.target_shape), jnp.int32)
+    rows = jax.ShapeDtypeStruct((2,), jnp.int32)
     number = jax.ShapeDtypeStruct((), jnp.float32)
     step = make_train_step(model, make_tx, lambda _: jnp.float32(1), devices.AXIS)
     traced = jax.make_jaxpr(step, axis_env=[(devices.AXIS, 1)], return_shape=True)
@@ -487,7 +488,7 @@ def _shapes(model: Any, make_tx: MakeTx, source: Source) -> State:
         shapes = _state(model, make_tx, source)
         apply = functools.partial(model.apply, train=False)
         logits = jax.eval_shape(apply, {"params": shapes.params, **shapes.stats}, x)
-        if getattr(logits, "shape", None) != (2, source.num_classes):
+        if getattr(logits, "shape", None) != (2, *source.target_shape, source.num_classes):
             kind = type(logits).__name__
             what = f"shape {logits.shape[1:]}" if hasattr(logits, "shape") else f"type {kind}"
             raise ConfigError(
@@ -501,7 +502,7 @@ def _shapes(model: Any, make_tx: MakeTx, source: Source) -> State:
             f"that are there with train=False ({', '.join(shapes.stats) or 'none'})"
         )
         key = jax.eval_shape(lambda: jax.random.key(0))
-        _, (after, _) = traced(shapes, {"x": x, "y": y, "rows": y}, key, number)
+        _, (after, _) = traced(shapes, {"x": x, "y": y, "rows": rows}, key, number)
     except ConfigError:
         raise
     except Exception as e:  # it may be the user's own code

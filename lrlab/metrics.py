@@ -21,7 +21,9 @@ def classification(
     """Weighted sums over a batch.
 
     Args:
-      logits: float32 [batch, classes]. labels: int32 [batch].
+      logits: float32 [batch, classes], or [batch, positions, classes] where every position of an
+        example has a label of its own; the example counts as their mean.
+      labels: int32 [batch] or [batch, positions].
       weight: float32 [batch], 0 for padding.
       smoothing: of labels: so much of each goes to all classes alike. Szegedy et al. 2016,
         arXiv:1512.00567, 7.
@@ -33,6 +35,8 @@ def classification(
         alike = jax.nn.logsumexp(logits, -1) - logits.mean(-1)  # cross-entropy with all classes
         losses = losses + smoothing * (alike - losses)
     correct = logits.argmax(-1) == labels
+    if labels.ndim > 1:
+        losses, correct = losses.mean(1), correct.mean(1)
     return jnp.stack([(losses * weight).sum(), (correct * weight).sum(), weight.sum()])
 
 

@@ -18,8 +18,9 @@ __all__: list[str] = []  # a config names functions of this package's modules
 class Split:
     """Examples of one split.
 
-    x: [n, *feature_shape], uint8 (images) or float32; may be memory-mapped.
-    y: int32 [n], class indices.
+    x: [n, *feature_shape], uint8 (images), float32, or int32 (token ids, which a model sees as the
+      whole float32 numbers that they are); may be memory-mapped.
+    y: int32 [n] or [n, *target_shape], class indices.
     """
 
     x: np.ndarray
@@ -51,6 +52,11 @@ class Dataset:
         """Of one example."""
         return self.train.x.shape[1:]
 
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Of one example's labels: () where it has one, (positions,) where each position has."""
+        return self.train.y.shape[1:]
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -59,6 +65,7 @@ class Source:
     sizes: examples in (train, validation, test); without validation examples no epoch is the best.
     load: makes the Dataset; DataError says what the user can do, anything else it may raise too.
     notes: lines for the banner, such as "92,962 of 581,012 rows".
+    target_shape: of one example's labels. vocabulary: where features are token ids, how many.
     """
 
     name: str
@@ -67,6 +74,8 @@ class Source:
     num_classes: int
     load: Callable[[], Dataset]
     notes: tuple[str, ...] = ()
+    target_shape: tuple[int, ...] = ()
+    vocabulary: int | None = None
 
     def read(self) -> Dataset:
         """The data set, which is what this source says.
@@ -93,7 +102,7 @@ class Source:
         splits = {"train": found.train, "validation": found.validation, "test": found.test}
         for (key, split), size in zip(splits.items(), self.sizes, strict=True):
             where = f"{self.name}, split {key!r}"
-            check_split(where, split.x, split.y, size, self.feature_shape)
+            check_split(where, split.x, split.y, size, self.feature_shape, self.target_shape)
             check(where, split.x, split.y, self.num_classes)
         for key, values in (("shift", found.shift), ("scale", found.scale)):
             check_constant(f"{self.name}: {key}", values, self.feature_shape)

@@ -16,9 +16,10 @@ def check(where: str, x: np.ndarray, y: np.ndarray, classes: int, first: int = 0
     """
     bad = (y < 0) | (y >= classes)
     if bad.any():
-        row = int(bad.argmax())
+        row, *position = np.argwhere(bad)[0].tolist()
+        label = y[(row, *position)]
         raise DataError(
-            f"{where}: label {y[row]} of record {first + row} is outside [0, {classes})"
+            f"{where}: label {label} of record {first + row} is outside [0, {classes})"
             f" ({int(bad.sum()):,} such records here); is the number of classes right?"
         )
     if x.dtype.kind != "f" or not len(x):
@@ -35,12 +36,17 @@ def check(where: str, x: np.ndarray, y: np.ndarray, classes: int, first: int = 0
 
 
 def check_split(
-    where: str, x: object, y: object, size: int, feature_shape: tuple[int, ...]
+    where: str,
+    x: object,
+    y: object,
+    size: int,
+    feature_shape: tuple[int, ...],
+    target_shape: tuple[int, ...] = (),
 ) -> None:
-    """Refuses arrays that are not [size, *feature_shape] numbers and [size] whole labels."""
+    """Refuses arrays that are not [size, *feature_shape] numbers, [size, *target_shape] labels."""
     for key, array, shape, kinds in (
         ("x", x, (size, *feature_shape), "uif"),
-        ("y", y, (size,), "ui"),
+        ("y", y, (size, *target_shape), "ui"),
     ):
         if not isinstance(array, np.ndarray):
             raise DataError(f"{where}: {key} is a {type(array).__name__}, not a NumPy array")
