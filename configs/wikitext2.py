@@ -1,7 +1,7 @@
 """A language model of WikiText-2: a transformer of 1.1 million weights, slanted triangle.
 
-Source:   Merity et al. 2016, arXiv:1609.07843 (the text); Howard & Ruder 2018, arXiv:1801.06146, 3.2
-          (slanted triangles), whose language model is an LSTM of other size and text.
+Source:   Merity et al. 2016, arXiv:1609.07843 (the text); Howard & Ruder 2018, arXiv:1801.06146
+          (3.2, slanted triangles), whose language model is an LSTM of other size and text.
 Expected: validation loss near 4.6 nats a piece (4,000 pieces of words; not comparable with
           perplexities of words) after 1 epoch, in some 6 minutes on two cores.
 Run:      python -m lrlab.main --config=configs/wikitext2.py --workdir=runs/wikitext2

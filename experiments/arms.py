@@ -147,6 +147,13 @@ def is_above(found: Mapping[str, Any]) -> str:
     return "yes" if found["low"] > 0 else "no" if found["high"] < 0 else "unclear"
 
 
+def reaches(found: Mapping[str, Any], margin: float = MARGIN) -> str:
+    """Whether a gap is no more than the margin under zero: "yes" or "no" as its interval says."""
+    if found["low"] >= -margin:
+        return "yes"
+    return "no" if found["high"] < -margin else "unclear"
+
+
 def at_update(run: Mapping[str, Any], update: float) -> np.ndarray:
     """A run's accuracy at an update, on a line between two epochs' ends; float64 [seeds]."""
     return np.array([np.interp(update, run["updates"], curve) for curve in run["accuracy"]])

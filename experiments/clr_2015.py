@@ -38,7 +38,6 @@ import numpy as np
 
 from experiments import arms
 from lrlab import build, charts, plots
-from lrlab.lanes import Lane, Lanes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -233,18 +232,6 @@ def plan(size: Size, arm: str) -> np.ndarray:
     return np.asarray(build.check(config(size, arm), parts=1).rates())
 
 
-def sweep(asked: Mapping[str, Any], lrs: Sequence[float]) -> dict[str, Any]:
-    """Validation accuracy of fixed rates: {"lrs", "accuracy": [rates]}."""
-    recipe = build.check(asked, parts=1)
-    lanes = Lanes(recipe, recipe.read(), [Lane(0, lr) for lr in lrs], arms.LOOK)
-    seen = []
-    for epoch in recipe.epochs():
-        while lanes.step < (end := epoch.first + epoch.updates):
-            lanes.advance(min(arms.LOOK, end - lanes.step))
-        seen.append([m["accuracy"] for m in lanes.evaluate("validation", range(len(lrs)))])
-    return {"lrs": list(lrs), "accuracy": np.mean(seen[-LAST:], 0).tolist()}
-
-
 def sweep_all(size: Size, workdir: Path) -> str:
     """Sweeps every rule and records what was found; the text to print."""
     found = {}
@@ -253,9 +240,11 @@ def sweep_all(size: Size, workdir: Path) -> str:
         asked = {**config(size, FIXED), "data": data, "optimizer": optimizer, "lr": 1.0}
         path = workdir / f"rates_{rule}.json"
         run = arms.remembered(
-            path, {"config": asked, "lrs": lrs}, lambda asked=asked, lrs=lrs: sweep(asked, lrs)
+            path,
+            {"config": asked, "lrs": lrs},
+            lambda asked=asked, lrs=lrs: arms.sweep(asked, lrs, last=LAST),
         )
-        best = run["lrs"][int(np.argmax(run["accuracy"]))]
+        best = run["best"]
         found[rule] = {"lrs": run["lrs"], "accuracy": run["accuracy"], "best": best}
         pairs = zip(run["lrs"], run["accuracy"], strict=True)
         seen = "  ".join(f"{lr:g}: {accuracy:.2%}" for lr, accuracy in pairs)
@@ -270,11 +259,6 @@ def sweep_all(size: Size, workdir: Path) -> str:
     return f"record {arms.save(record, 'clr_2015_rates', None)}"
 
 
-def reaches(found: Mapping[str, Any], margin: float = arms.MARGIN) -> str:
-    """Whether a gap is not below -margin: "yes" or "no" where all of its interval says so."""
-    return arms.is_above({k: v + margin for k, v in found.items()})
-
-
 def _reaches(name: str, run: arms.Run, base: arms.Run, what: str) -> dict[str, Any]:
     """The claim that a run's last accuracy is that of a longer one."""
     end, last = run["updates"][-1], base["updates"][-1]
@@ -282,7 +266,7 @@ def _reaches(name: str, run: arms.Run, base: arms.Run, what: str) -> dict[str, A
     return {
         "claim": f"{name}: reaches {what}'s accuracy in {end / last:.0%} of its updates",
         "seen": f"{arms.percent(found)}, {end:,} against {last:,} updates",
-        "holds": reaches(found),
+        "holds": arms.reaches(found),
         "found": found,
     }
 

@@ -143,13 +143,6 @@ def best_so_far(run: Mapping[str, Any]) -> np.ndarray:
     return np.maximum.accumulate(np.array(run["accuracy"], np.float64), axis=1)
 
 
-def reaches(found: Mapping[str, Any]) -> str:
-    """Whether a gap is no more than the margin under zero: "yes" or "no" as its interval says."""
-    if found["low"] >= -arms.MARGIN:
-        return "yes"
-    return "no" if found["high"] < -arms.MARGIN else "unclear"
-
-
 def rises(run: Mapping[str, Any], at: list[int]) -> list[dict[str, Any]]:
     """What each cycle's end is above the end of the one before; `at`: epochs done at the ends."""
     curves = np.array(run["accuracy"])
@@ -171,7 +164,7 @@ def verdicts(runs: Mapping[str, Mapping[str, Any]], size: Size) -> list[dict[str
         say(
             f"{name}: reaches step decay's final accuracy, or is less than {arms.MARGIN:.1%} short",
             arms.percent(found),
-            reaches(found),
+            arms.reaches(found),
             gap=found,
         )
     for name in restarts:

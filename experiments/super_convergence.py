@@ -33,7 +33,7 @@ import dataclasses
 import functools
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +43,6 @@ import numpy as np
 
 from experiments import arms
 from lrlab import build, plots
-from lrlab.lanes import Lane, Lanes
 from lrlab.models import layers
 
 if TYPE_CHECKING:
@@ -228,18 +227,6 @@ def plan(size: Size, arm: Arm) -> np.ndarray:
     return np.asarray(build.check(config(size, arm), parts=1).rates())
 
 
-def sweep(asked: Mapping[str, Any], lrs: Sequence[float], seeds: int) -> dict[str, Any]:
-    """Validation accuracy at the end, by highest rate: {"lrs", "n", "accuracy": [rates]}."""
-    recipe = build.check(asked, parts=1)
-    each = [Lane(seed, lr) for lr in lrs for seed in range(seeds)]
-    lanes = Lanes(recipe, recipe.read(), each, arms.LOOK)
-    while lanes.step < recipe.total:
-        lanes.advance(min(arms.LOOK, recipe.total - lanes.step))
-    seen = [m["accuracy"] for m in lanes.evaluate("validation", range(len(each)))]
-    found = np.reshape(seen, (len(lrs), seeds)).mean(1).tolist()
-    return {"lrs": list(lrs), "n": seeds, "accuracy": found}
-
-
 def sweep_all(size: Size, workdir: Path) -> str:
     """Sweeps every schedule and records what was found; the text to print."""
     found = {}
@@ -255,20 +242,15 @@ def sweep_all(size: Size, workdir: Path) -> str:
         run = arms.remembered(
             workdir / f"rates_{kind.replace(', ', '_')}.json",
             {"config": asked, "lrs": lrs, "seeds": seeds},
-            lambda asked=asked, lrs=lrs, seeds=seeds: sweep(asked, lrs, seeds),
+            lambda asked=asked, lrs=lrs, seeds=seeds: arms.sweep(asked, lrs, seeds),
         )
-        best = run["lrs"][int(np.argmax(run["accuracy"]))]
-        found[kind] = {**{k: run[k] for k in ("lrs", "n", "accuracy")}, "best": best}
+        best = run["best"]
+        found[kind] = {"n": seeds, **{k: run[k] for k in ("lrs", "accuracy", "best")}}
         pairs = zip(run["lrs"], run["accuracy"], strict=True)
         seen = "  ".join(f"{lr:g}: {accuracy:.2%}" for lr, accuracy in pairs)
         print(f"{kind:<13} best {best:<6g}{seen}", flush=True)
     record = {"study": "super_convergence, rates", "held_out": HELD_OUT, "schedules": found}
     return f"record {arms.save(record, 'super_convergence_rates', None)}"
-
-
-def reaches(found: Mapping[str, Any], margin: float = arms.MARGIN) -> str:
-    """Whether a gap is not below -margin: "yes" or "no" where all of its interval says so."""
-    return arms.is_above({k: v + margin for k, v in found.items()})
 
 
 def verdicts(runs: Mapping[str, arms.Run], cycle: str) -> list[dict[str, Any]]:
@@ -288,7 +270,7 @@ def verdicts(runs: Mapping[str, arms.Run], cycle: str) -> list[dict[str, Any]]:
     for name in cycle, f"{cycle}, tail", f"{cycle}, momentum":
         share = runs[name]["updates"][-1] / runs[FULL]["updates"][-1]
         what = f"reaches the full budget's piecewise decay in {share:.3g} of its updates"
-        judge(f"{name}: {what}", name, FULL, reaches)
+        judge(f"{name}: {what}", name, FULL, arms.reaches)
         judge(f"{name}: ahead of piecewise decay at equal updates", name, SHORT, arms.is_above)
     for more in "tail", "momentum":
         judge(f"the {more}: ahead of the cycle alone", f"{cycle}, {more}", cycle, arms.is_above)

@@ -23,6 +23,8 @@ def stand_in(config):
     shape, classes = (SHAPES[name], 10) if name else ((54,), 7)
     rng = np.random.default_rng(0)
     size = config["batch"]["size"]
+    if config["data"]["name"].startswith("text."):
+        return stand_in_text(config["data"], size, rng)
 
     def split(n):
         x = (
@@ -46,11 +48,30 @@ def stand_in(config):
     return Source("stand-in", (40 * size, 20, 20), shape, classes, read)
 
 
+def stand_in_text(spec, size, rng, pieces=50):
+    """The same for text: token ids, and a class each or the token one later."""
+    length, language = spec["length"], spec["name"] == "text.wikitext2"
+    classes = pieces if language else 6
+
+    def split(n):
+        ids = rng.integers(1, pieces, (n, length + 1), dtype=np.int32)
+        return Split(ids[:, :-1], ids[:, 1:] if language else rng.integers(0, 6, n, dtype=np.int32))
+
+    names, one = tuple(map(str, range(classes))), np.ones(1, np.float32)
+    parts = split(40 * size), split(20), split(20)
+    data = Dataset("stand-in", *parts, classes, names, 0 * one, one)
+    target = (length,) if language else ()
+    sizes = (40 * size, 20, 20)
+    return Source("stand-in", sizes, (length,), classes, lambda: data, (), target, pieces)
+
+
 def reduced(config, recipe_name):
     """The recipe, thinner where two updates would take a minute on a CPU."""
     if recipe_name == "cifar10":
         config["model"] = {**config["model"], "width": 1, "depth": 10}
         config["batch"] = {**config["batch"], "size": 8}
+    if recipe_name in ("wikitext2", "trec6"):
+        config["model"] = {**config["model"], "width": 16, "depth": 1}
     return config
 
 

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from experiments import arms
 from experiments import sgdr_2016 as study
 from lrlab import build, records
 from tests.conftest import ROOT
@@ -92,7 +93,7 @@ def test_best_so_far_never_falls_and_is_the_best():
     ],
 )
 def test_step_decay_is_reached_only_where_the_whole_interval_says_so(low, high, holds):
-    assert study.reaches({"gap": (low + high) / 2, "low": low, "high": high}) == holds
+    assert arms.reaches({"gap": (low + high) / 2, "low": low, "high": high}) == holds
 
 
 SIZE = dataclasses.replace(SMOKE, epochs=7, restarts=((1, 2),))

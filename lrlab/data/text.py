@@ -166,7 +166,7 @@ class _Given:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"task={self.task!r} must be one of {TASKS}")
-        for name, least in (("length", 2), ("vocabulary", 300), ("examples", 1)):
+        for name, least in (("length", 2), ("vocabulary", 150), ("examples", 1)):
             value = getattr(self, name)
             if value is None and name == "examples":
                 continue
