@@ -252,6 +252,35 @@ def test_validation_is_always_the_tail_of_one_order(tiny):
     assert len(large.validation) == TRAIN // 2
 
 
+def test_examples_are_the_first_of_the_order_and_validation_stays(tiny):
+    whole, few = tiny().read(), tiny(examples=20)
+    assert few.sizes == (20, 18, 30)
+    assert "draw 0, 20 a draw" in few.notes[-1]
+    data = few.read()
+    for split, ours in ("train", 20), ("validation", 18), ("test", 30):
+        for key in "x", "y":
+            of_all = getattr(getattr(whole, split), key)[:ours]
+            np.testing.assert_array_equal(getattr(getattr(data, split), key), of_all)
+    x = whole.train.x[:20].astype(np.float64)
+    np.testing.assert_allclose(data.shift, x.mean((0, 1, 2))[None, None], rtol=1e-7)
+    np.testing.assert_allclose(data.scale, 1 / x.std((0, 1, 2))[None, None], rtol=1e-7)
+    assert not np.array_equal(data.shift, whole.shift)
+
+
+def test_draws_share_no_example_and_each_is_standardised_by_itself(tiny):
+    whole = tiny().read()
+    draws = [tiny(examples=20, draw=i).read() for i in range(3)]  # of 72: a fourth is too short
+    drawn = np.concatenate([d.train.x for d in draws])
+    np.testing.assert_array_equal(drawn, whole.train.x[:60])
+    for data in draws:
+        np.testing.assert_array_equal(data.validation.x, whole.validation.x)
+        x = data.train.x.astype(np.float64)
+        np.testing.assert_allclose(data.shift, x.mean((0, 1, 2))[None, None], rtol=1e-7)
+    all_of_them = tiny(examples=72).read()
+    np.testing.assert_array_equal(all_of_them.train.x, whole.train.x)
+    np.testing.assert_array_equal(all_of_them.scale, whole.scale)
+
+
 def test_images_standardise_each_channel_by_the_training_split(tiny):
     data = tiny().read()
     x = data.train.x.astype(np.float64)
@@ -342,7 +371,9 @@ def test_a_cache_that_cannot_be_written_is_said(tiny, tmp_path):
 
 def test_a_validation_split_of_the_sets_own_is_used(tmp_path):
     prepare(tmp_path, ("train", "validation", "test"))
-    source = tfds.images("tiny_images", data_dir=tmp_path, cache_dir=tmp_path / "cache")
+    given = {"data_dir": tmp_path, "cache_dir": tmp_path / "cache"}
+    assert tfds.images("tiny_images", examples=TRAIN, **given).sizes == (TRAIN, TEST, TEST)
+    source = tfds.images("tiny_images", **given)
     assert source.sizes == (TRAIN, TEST, TEST)
     assert "the set has for it" in source.notes[0]
     data = source.read()
@@ -408,6 +439,15 @@ def test_a_name_that_is_a_path_is_refused(name, tiny_root):
         ({"validation": -1}, "validation=-1"),
         ({"test_split": "train"}, "test_split='train'"),
         ({"test_split": "tset"}, "did you mean 'test'"),
+        ({"examples": 0}, "examples=0 must be a whole number, 1 to 72, what validation leaves"),
+        ({"examples": 73}, "examples=73 must be a whole number, 1 to 72"),
+        ({"examples": 0.5}, "examples=0.5"),
+        ({"examples": "20"}, "examples='20'"),
+        ({"examples": True}, "examples=True"),
+        ({"examples": 73, "validation": 0, "draw": 1}, "draw=1 must be a whole number, 0 to 0: of"),
+        ({"examples": 20, "draw": 3}, "draw=3 must be a whole number, 0 to 2: of 20 examples"),
+        ({"examples": 20, "draw": -1}, "draw=-1"),
+        ({"draw": 1}, "draw=1 must be a whole number, 0 to 0: without examples"),
     ],
 )
 def test_a_bad_argument_for_images_is_named(tiny, given, named):

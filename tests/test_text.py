@@ -2,6 +2,7 @@
 
 import lzma
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -185,3 +186,77 @@ def test_the_real_sets_have_the_sizes_they_are_known_for(data_dir, tmp_path):
     source = text.sst2(data_dir=data_dir, cache_dir=tmp_path, validation=0)
     assert source.sizes == (67349, 0, 872)
     assert source.read().train.y.mean() == pytest.approx(0.5578, abs=1e-4)  # GLUE's share of good
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A set that TFDS itself prepared, without TensorFlow: two texts and a class an example."""
+    root = tmp_path_factory.mktemp("prepared")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import tensorflow_datasets as source
+
+        with source.core.registered.skip_registration():
+
+            class TinyNews(source.core.GeneratorBasedBuilder):
+                VERSION = source.core.Version("1.0.0")
+
+                def _info(self):
+                    features = {
+                        "title": source.features.Text(),
+                        "description": source.features.Text(),
+                        "label": source.features.ClassLabel(names=["world", "sports"]),
+                    }
+                    return source.core.DatasetInfo(
+                        builder=self, features=source.features.FeaturesDict(features)
+                    )
+
+                def _split_generators(self, dl_manager):
+                    return {
+                        "train": self._generate_examples(60),
+                        "test": self._generate_examples(9),
+                    }
+
+                def _generate_examples(self, n):
+                    titles, texts = sentences(n, n), sentences(n, n + 1)
+                    for i in range(n):
+                        yield i, {"title": titles[i], "description": texts[i], "label": i % 2}
+
+        TinyNews(data_dir=root, file_format="array_record").download_and_prepare()
+    return root
+
+
+def test_texts_that_tfds_prepared_are_read_whole(prepared, tmp_path):
+    given = {"length": 60, "validation": 0, "vocabulary": 170, "cache_dir": tmp_path}
+    source = text.tfds("tiny_news", data_dir=prepared, **given)
+    assert source.sizes == (60, 0, 9)
+    data, processor = source.read(), pieces_of(None, tmp_path)
+    assert data.class_names == ("world", "sports")
+    found = {
+        (processor.decode(row[row != text.PADDING].tolist()[:-1]), int(y))
+        for row, y in zip(data.train.x, data.train.y, strict=True)
+    }
+    # TFDS shuffles; what its builder was given is what must come back.
+    titles, texts = sentences(60, 60), sentences(60, 61)
+    joined = {k: f"{titles[k]} {texts[k]}" for k in range(60)}
+    features = [f"{texts[k]} {titles[k]}" for k in range(60)]  # in the order of their names
+    wanted = {(joined[k], k % 2) for k in joined}, {(features[k], k % 2) for k in range(60)}
+    assert found in wanted
+    alone = text.tfds("tiny_news", text="title", data_dir=prepared, **given).read()
+    assert (alone.train.x != 0).sum() < (data.train.x != 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "said"),
+    [
+        ({"dataset": "tiny_new"}, DataError, "'tiny_new' is not prepared.*tiny_news"),
+        ({"text": "body"}, ValueError, "text='body'"),
+        ({"label": "title"}, ValueError, "label='title'.*no such feature"),
+        ({"test_split": "dev"}, ValueError, "test_split='dev'.*train, test"),
+        ({"dataset": "../x"}, ValueError, "dataset='../x'"),
+    ],
+)
+def test_a_bad_argument_for_a_set_of_tfds_is_named(prepared, tmp_path, given, error, said):
+    told = {"dataset": "tiny_news", "data_dir": prepared, "cache_dir": tmp_path} | given
+    with pytest.raises(error, match=f"(?s){said}"):
+        text.tfds(**told)

@@ -39,7 +39,7 @@ def kept(
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _alone(cache / f".{folder.name}.lock", doing):
+        with alone(cache / f".{folder.name}.lock", doing):
             if not _is_complete(folder, text):
                 _make(folder, text, make, doing)
     except OSError as e:
@@ -77,7 +77,7 @@ def _make(folder: Path, text: str, make: Callable[[Path], None], doing: str) -> 
 
 
 @contextlib.contextmanager
-def _alone(path: Path, doing: str) -> Iterator[None]:
+def alone(path: Path, doing: str) -> Iterator[None]:
     """Holds a lock that dies with its process."""
     with path.open("a") as file:
         try:

@@ -12,21 +12,24 @@ come next. Windows are examples like any other: they are shuffled, and no state 
 import dataclasses
 import hashlib
 import io
+import json
 import lzma
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lrlab.data import DataError, Dataset, Source, Split, _cache
+from lrlab.data import DataError, Dataset, Source, Split, _cache, _prepared
 from lrlab.data._splits import check_seed, count, order
 from lrlab.values import near
 
 PADDING, UNKNOWN, END = 0, 1, 2
 TASKS = ("classify", "language")
 _SPLITS = ("train", "validation", "test")
+_WHOLE = 1 << 26  # bytes of a file that is hashed whole: 60 ms; of larger ones size and end
 _FORMAT = 1  # of the cache; another number is another cache
 _Texts = tuple[list[str], Sequence[int]]  # texts, and the class of each
 _Folder = str | os.PathLike[str] | None
@@ -38,6 +41,7 @@ class _Corpus:
 
     files: all that `read` reads. read: "train", "test", and "validation" if the set has it -> texts
     and their classes, which are 0 where there are none. is_running: texts follow each other.
+    reads: what else decides what is read.
     """
 
     name: str
@@ -45,10 +49,16 @@ class _Corpus:
     read: Callable[[], Mapping[str, _Texts]]
     class_names: tuple[str, ...] = ()
     is_running: bool = False
+    reads: str = ""
 
     def digest(self) -> str:
-        """Changes with what the files hold."""
-        return hashlib.sha256(b"".join(f.read_bytes() for f in self.files)).hexdigest()
+        """Changes with what the files hold, and with how their classes are called."""
+        whole = all(f.stat().st_size <= _WHOLE for f in self.files)
+        found = hashlib.sha256()
+        for file in self.files if whole else ():
+            found.update(file.read_bytes())
+        told = found.hexdigest() if whole else _prepared.digest(self.files)
+        return f"{told} {' '.join(self.class_names)} {self.reads}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +160,39 @@ def wikitext2(
     return _source(_wikitext2(data_dir), given, data_dir)
 
 
+def tfds(
+    dataset: str = "imdb_reviews",
+    text: str | None = None,
+    label: str | None = None,
+    test_split: str = "test",
+    task: str = "classify",
+    length: int = 128,
+    validation: int | float = 0.1,
+    examples: int | None = None,
+    vocabulary: int = 4000,
+    pieces_of: str | None = None,
+    seed: int = 0,
+    data_dir: _Folder = None,
+    cache_dir: _Folder = None,
+) -> Source:
+    """Texts that TensorFlow Datasets prepared: imdb_reviews, ag_news_subset, glue/sst2, any such.
+
+    Read without TensorFlow. Preparing a set is as `lrlab.data.tfds` says.
+
+    Args:
+      dataset: name[/config][:version] of TFDS.
+      text, label: the features to read; by default all texts of an example, one after another, and
+        its only class label.
+      test_split: the split to test on; a split "validation" is used as such if there is one.
+      pieces_of: None is this set itself. Rest and errors as for `trec6`; `data_dir` as in `images`.
+    """
+    corpus = _tfds(dataset, text, label, test_split, data_dir)
+    given = _Given(
+        task, length, validation, examples, vocabulary, pieces_of or "itself", seed, cache_dir
+    )
+    return _source(corpus, given, None if pieces_of else data_dir)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Given:
     """Arguments of a data function, checked."""
@@ -174,14 +217,15 @@ class _Given:
                 raise ValueError(f"{name}={value!r} must be a whole number, {least} or more")
         if self.vocabulary > 2**15:
             raise ValueError(f"vocabulary={self.vocabulary} must be at most {2**15:,}")
-        if self.pieces_of not in _CORPORA:
+        if self.pieces_of not in (*_CORPORA, "itself"):
             raise ValueError(f"pieces_of={self.pieces_of!r}: {near(str(self.pieces_of), _CORPORA)}")
         check_seed(self.seed)
 
 
 def _source(corpus: _Corpus, given: _Given, data_dir: _Folder) -> Source:
     """The Source of a corpus, whose texts are cut into pieces now if they never were."""
-    teacher = corpus if given.pieces_of == corpus.name else _CORPORA[given.pieces_of](data_dir)
+    is_own = given.pieces_of in (corpus.name, "itself")
+    teacher = corpus if is_own else _CORPORA[given.pieces_of](data_dir)
     cache = _cache.home(given.cache_dir)
     model = _model(teacher, given.vocabulary, cache)
     splits = _held_out(corpus, _cut(corpus, model, cache), given)
@@ -391,6 +435,79 @@ def _wikitext2(data_dir: _Folder) -> _Corpus:
         return found
 
     return _Corpus("wikitext2", files, read, is_running=True)
+
+
+def _tfds(
+    dataset: str, text: str | None, label: str | None, test_split: str, data_dir: _Folder
+) -> _Corpus:
+    folder = _prepared.folder(dataset, data_dir)
+    again = "prepare it again, with `python -m lrlab.data.tfds`"
+    try:
+        info = json.loads((folder / "dataset_info.json").read_text("utf-8"))
+        content = json.loads((folder / "features.json").read_text("utf-8"))
+        _prepared.trust(content)
+        features = content["featuresDict"]["features"]
+        files = {s["name"]: _prepared.shards(folder, info["name"], s) for s in info["splits"]}
+        if info.get("fileFormat") != "array_record":
+            raise ValueError(f"format {info.get('fileFormat', 'tfrecord')!r}, not 'array_record'")
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as e:
+        raise DataError(f"{folder} is not a set that lrlab can read ({e!r}): {again}") from e
+    texts = [k for k, f in features.items() if "text" in f]
+    classes = [k for k, f in features.items() if "classLabel" in f]
+    for name, told, known in (("text", text, texts), ("label", label, classes)):
+        if told is not None and told not in known:
+            raise ValueError(f"{name}={told!r}: {dataset} has no such feature; {near(told, known)}")
+    if not texts or (label is None and len(classes) != 1):
+        raise DataError(
+            f"{dataset} needs texts and one class label, has features {', '.join(features)} "
+            f"(texts: {', '.join(texts) or 'none'}; class labels: {', '.join(classes) or 'none'}); "
+            "set data.label"
+        )
+    if test_split not in files or "train" not in files or test_split == "train":
+        raise ValueError(
+            f"test_split={test_split!r}: {dataset} has the splits {', '.join(files)}; 'train' is "
+            "for training"
+        )
+    wanted, chosen = [text] if text else texts, label or classes[0]
+    splits = {"train": "train", "test": test_split}
+    if "validation" in files and test_split != "validation":
+        splits["validation"] = "validation"
+    names = (folder / f"{chosen}.labels.txt").read_text("utf-8").split("\n")
+    count_ = int(features[chosen]["classLabel"]["numClasses"])
+
+    def read() -> Mapping[str, _Texts]:
+        return {ours: _examples(folder, theirs, wanted, chosen) for ours, theirs in splits.items()}
+
+    return _Corpus(
+        f"{info['name']}:{info['version']}",
+        tuple(f for split in splits.values() for f in files[split]),
+        read,
+        tuple(names[:count_]),
+        reads=f"{wanted} {chosen} {splits}",
+    )
+
+
+def _examples(folder: Path, split: str, texts: Sequence[str], label: str) -> _Texts:
+    """All examples of a split."""
+    with warnings.catch_warnings():  # what its dependencies deprecate is not the user's matter
+        warnings.simplefilter("ignore")
+        import tensorflow_datasets as source
+
+        builder: Any = source.builder_from_directory(folder)
+        records = builder.as_data_source(split)
+    found, labels = [], []
+    for row in range(len(records)):
+        try:
+            record = records[row]
+            found.append(" ".join(record[key].decode("utf-8") for key in texts))
+            labels.append(int(record[label]))
+        except Exception as e:  # array_record and protobuf raise anything
+            reason = str(e).partition("\n")[0][:300]
+            raise DataError(
+                f"{folder}: record {row:,} of split {split!r} cannot be read: {reason}; copy the "
+                "folder again, or delete it and prepare the set again"
+            ) from e
+    return found, labels
 
 
 def _lines(path: Path, encoding: str) -> list[str]:

@@ -13,7 +13,6 @@ prepares a set; this alone needs TensorFlow and a network (or the original files
 import argparse
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import importlib.util
 import io
@@ -32,12 +31,11 @@ from typing import Any
 
 import numpy as np
 
-from lrlab.data import DataError, Dataset, Source, Split
+from lrlab.data import DataError, Dataset, Source, Split, _cache, _prepared
 from lrlab.data._checks import check
 from lrlab.data._splits import count, order, standard
-from lrlab.values import near
+from lrlab.values import near, whole
 
-_NAME = re.compile(r"([a-z]\w*)(?:/(\w[\w.\-]*))?(?::(\d+\.\d+\.\d+))?", re.ASCII)
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _BATCH = 512  # records between two looks at the clock
 _ORDER_SEED = 0  # of the training split in the cache
@@ -69,6 +67,8 @@ def images(
     test_split: str = "test",
     data_dir: str | os.PathLike[str] | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
+    examples: int | None = None,
+    draw: int = 0,
 ) -> Source:
     """Images of one size with one label each: MNIST, Fashion-MNIST, CIFAR-10, any such TFDS set.
 
@@ -82,17 +82,15 @@ def images(
       data_dir: where prepared sets are; else `$LRLAB_DATA_DIR/tfds`, `$LRLAB_DATA_DIR`, and the
         folder that TFDS uses. CIFAR-10 may also be sheets of tiles, `cifar10/*.webp`.
       cache_dir: where decoded sets are kept; else `$LRLAB_CACHE_DIR` or `~/.cache/lrlab/data`.
+      examples: of the training split, so many, the first of its fixed order; None is all of them.
+        Validation stays what it is without this.
+      draw: which of them: 1 takes as many that come next, and so on; no two draws share any.
     Raises:
       DataError: the set is not prepared here, or not what it says.
       ValueError: a value makes no sense.
     """
-    match = _NAME.fullmatch(dataset) if isinstance(dataset, str) else None
-    if match is None:
-        raise ValueError(
-            f"dataset={dataset!r} must be a name of TFDS, name[/config][:version], "
-            "such as 'mnist' or 'mnist:3.0.1'; where the sets are is data_dir"
-        )
-    stored = _find(dataset, match, data_dir)
+    _prepared.parsed(dataset)
+    stored = _find(dataset, data_dir)
     testing, notes = _test_split(stored, test_split)
     own = "validation" if "validation" in stored.sizes and testing != "validation" else None
     total = stored.sizes["train"]
@@ -101,16 +99,17 @@ def images(
         notes += (f"validation: the {held:,} examples that the set has for it",)
     else:
         held = count("validation", validation, total, 0)
-    sizes = (total if own else total - held), held, stored.sizes[testing]
-    cache = Path(
-        cache_dir or os.environ.get("LRLAB_CACHE_DIR") or "~/.cache/lrlab/data"
-    ).expanduser()
+    kept = _drawn(examples, draw, total if own else total - held)
+    if examples is not None:
+        notes += (f"training examples: draw {draw}, {examples:,} a draw",)
+    sizes = kept.stop - kept.start, held, stored.sizes[testing]
+    cache = _cache.home(cache_dir)
 
     def read() -> Dataset:
         x, y, moments = _cached(stored, "train", cache)
-        train = Split(x[: sizes[0]], y[: sizes[0]])
-        tail = Split(x[sizes[0] :], y[sizes[0] :])
-        sums, squares = moments[: sizes[0]].sum(axis=0)
+        train = Split(x[kept], y[kept])
+        tail = Split(x[total - held :], y[total - held :])
+        sums, squares = moments[kept].sum(axis=0)
         height, width, channels = stored.shape
         shift, scale = standard(sizes[0] * height * width, sums, squares)
         return Dataset(
@@ -129,6 +128,23 @@ def images(
     )
 
 
+def _drawn(examples: int | None, draw: int, total: int) -> slice:
+    """The training examples that are meant, of `total` that validation leaves."""
+    if examples is not None and whole("examples", examples, 1, total):
+        raise ValueError(
+            f"examples={examples!r} must be a whole number, 1 to {total:,}, what validation leaves "
+            "of the training split; or None, all of them"
+        )
+    draws = total // int(examples) if examples is not None else 1
+    if whole("draw", draw, 0, draws - 1):
+        each = "without examples" if examples is None else f"of {examples:,} examples"
+        raise ValueError(
+            f"draw={draw!r} must be a whole number, 0 to {draws - 1:,}: {each} there is no other"
+        )
+    each = total if examples is None else int(examples)
+    return slice(int(draw) * each, (int(draw) + 1) * each)
+
+
 def _test_split(stored: _Stored, wanted: str) -> tuple[str, tuple[str, ...]]:
     """The split to test on, and a note if it is not the one that was asked for."""
     known = [k for k in stored.sizes if k != "train"]
@@ -143,59 +159,15 @@ def _test_split(stored: _Stored, wanted: str) -> tuple[str, tuple[str, ...]]:
     )
 
 
-def _find(dataset: str, match: re.Match[str], data_dir: str | os.PathLike[str] | None) -> _Stored:
-    name, config, version = match.groups()
-    if data_dir is not None:
-        roots = [Path(data_dir).expanduser(), Path(data_dir).expanduser() / "tfds"]
-    else:
-        ours = os.environ.get("LRLAB_DATA_DIR")
-        roots = [Path(ours).expanduser() / "tfds", Path(ours).expanduser()] if ours else []
-        roots.append(_tfds_home())
-    for root in roots:
-        if folder := _prepared(root / name, config, version):
+def _find(dataset: str, data_dir: str | os.PathLike[str] | None) -> _Stored:
+    name, config, version = _prepared.parsed(dataset).groups()
+    for root in _prepared.roots(data_dir):
+        if folder := _prepared.newest(root / name, config, version):
             return _stored(folder)
         sheets = root / name
         if (name, config, version) == ("cifar10", None, None) and (sheets / "labels.npz").is_file():
             return _sheets(sheets)
-    here = sorted({p.parts[-3] for r in roots for p in r.glob("[a-z]*/*.*.*/dataset_info.json")})
-    hint = f" Of the prepared sets, {near(name, here)}." if here else ""
-    where = f" --data_dir={data_dir}" if data_dir is not None else ""
-    raise DataError(
-        f"data set {dataset!r} is not prepared; looked for {name}/ in "
-        f"{', '.join(map(str, roots))}.{hint} Prepare it, once (network; MNIST takes 40 s):\n"
-        f'  pip install "lrlab[prepare]"\n'
-        f"  python -m lrlab.data.tfds --dataset={dataset}{where}\n"
-        "Without network: prepare it on another machine, copy the folder, and set LRLAB_DATA_DIR "
-        "(or data.data_dir) to it; or add --manual_dir=FOLDER with the original files."
-    )
-
-
-def _tfds_home() -> Path:
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-
-
-def _prepared(base: Path, config: str | None, version: str | None) -> Path | None:
-    """The folder of the newest (or the given) version; None where there is none."""
-    if config is None:
-        if found := _versions(base, version):
-            return found[-1]
-        configs = [p for p in sorted(base.glob("*/")) if _versions(p, version)]
-        if len(configs) > 1:
-            names = ", ".join(repr(f"{base.name}/{p.name}") for p in configs)
-            raise ValueError(f"dataset={base.name!r} is prepared in several ways, choose: {names}")
-        found = _versions(configs[0], version) if configs else []
-    else:
-        found = _versions(base / config, version)
-    return found[-1] if found else None
-
-
-def _versions(folder: Path, version: str | None) -> list[Path]:
-    found = [
-        p.parent
-        for p in folder.glob("*/dataset_info.json")
-        if re.fullmatch(r"\d+\.\d+\.\d+", p.parent.name) and version in (None, p.parent.name)
-    ]
-    return sorted(found, key=lambda p: tuple(map(int, p.name.split("."))))
+    raise _prepared.absent(dataset, data_dir)
 
 
 def _stored(folder: Path) -> _Stored:
@@ -207,14 +179,14 @@ def _stored(folder: Path) -> _Stored:
         if form != "array_record":
             raise DataError(f"{folder} is in format {form!r}, not 'array_record': {again}")
         content = json.loads((folder / "features.json").read_text("utf-8"))
-        _trust(content)
+        _prepared.trust(content)
         features = content["featuresDict"]["features"]
         image, label = _keys(info, features)
         shape = tuple(int(d) for d in features[image]["image"]["shape"]["dimensions"])
         dtype = features[image]["image"]["dtype"]
         classes = int(features[label]["classLabel"]["numClasses"])
         sizes = {s["name"]: sum(map(int, s["shardLengths"])) for s in info["splits"]}
-        files = {s["name"]: _shards(folder, info["name"], s) for s in info["splits"]}
+        files = {s["name"]: _prepared.shards(folder, info["name"], s) for s in info["splits"]}
         name = "/".join([info["name"], *filter(None, [info.get("configName")])])
         name = f"{name}:{info['version']}"
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as e:
@@ -246,17 +218,6 @@ def _stored(folder: Path) -> _Stored:
     return _Stored(name, sizes, files, shape, names, batches)
 
 
-def _trust(value: Any) -> None:
-    """Refuses a features.json that would make TFDS import another's module."""
-    if isinstance(value, dict):
-        name = str(value.get("pythonClassName", "tensorflow_datasets."))
-        if not name.startswith("tensorflow_datasets."):
-            raise DataError(f"features.json names the class {name!r}, outside TFDS: not imported")
-    for part in value.values() if isinstance(value, dict) else value:
-        if isinstance(part, (dict, list)):
-            _trust(part)
-
-
 def _keys(info: dict[str, Any], features: dict[str, Any]) -> tuple[str, str]:
     """Names of the image and the label: the pair for supervised learning, or the only ones."""
     items = info.get("supervisedKeys", {}).get("tuple", {}).get("items", [])
@@ -271,18 +232,6 @@ def _keys(info: dict[str, Any], features: dict[str, Any]) -> tuple[str, str]:
         f"{info['name']}: needs one image and one class label, has features {', '.join(features)} "
         f"(images: {', '.join(images) or 'none'}; class labels: {', '.join(labels) or 'none'})"
     )
-
-
-def _shards(folder: Path, name: str, split: dict[str, Any]) -> tuple[Path, ...]:
-    template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    fixed = {"{DATASET}": name, "{SPLIT}": split["name"], "{FILEFORMAT}": "array_record"}
-    for key, value in fixed.items():
-        template = template.replace(key, value)
-    count = len(split["shardLengths"])
-    names = [template.replace("{SHARD_X_OF_Y}", f"{i:05d}-of-{count:05d}") for i in range(count)]
-    if any("/" in n or "{" in n for n in names):
-        raise ValueError(f"file name {names[0]!r}")
-    return tuple(folder / n for n in names)
 
 
 def _records(
@@ -396,7 +345,7 @@ def _cached(stored: _Stored, split: str, cache: Path) -> tuple[np.ndarray, np.nd
         "shape": [stored.sizes[split], *stored.shape],
         "class_names": list(stored.class_names),
         "order_seed": _ORDER_SEED if split == "train" else None,
-        "source": _digest(stored.files[split]),
+        "source": _prepared.digest(stored.files[split]),
         "format": _FORMAT,
     }
     key = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()[:12]
@@ -404,7 +353,7 @@ def _cached(stored: _Stored, split: str, cache: Path) -> tuple[np.ndarray, np.nd
     if (arrays := _opened(folder, meta)) is None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with _alone(cache / f".{folder.name}.lock", f"decoding {stored.name} {split}"):
+            with _cache.alone(cache / f".{folder.name}.lock", f"decoding {stored.name} {split}"):
                 if _opened(folder, meta) is None:
                     _decode(stored, split, folder, meta)
         except OSError as e:
@@ -415,17 +364,6 @@ def _cached(stored: _Stored, split: str, cache: Path) -> tuple[np.ndarray, np.nd
         arrays = _opened(folder, meta)
         assert arrays is not None, f"{folder} was just written"
     return arrays
-
-
-def _digest(files: tuple[Path, ...]) -> str:
-    """Changes with the files' names, sizes or ends, where an array_record has its index."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 2**17))
-            digest.update(f"{path.name} {size} ".encode() + file.read())
-    return digest.hexdigest()
 
 
 def _opened(folder: Path, meta: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -490,18 +428,6 @@ def _decode(stored: _Stored, split: str, folder: Path, meta: dict[str, Any]) -> 
 
 
 @contextlib.contextmanager
-def _alone(path: Path, doing: str) -> Iterator[None]:
-    """Holds a lock that dies with its process."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"lrlab: another process is {doing}; waiting for it", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
 def _told(doing: str, total: int) -> Iterator[Callable[[int], None]]:
     """One line on stderr; in a terminal it counts, elsewhere it is written once, before."""
     counts, started = sys.stderr.isatty(), time.monotonic()
@@ -521,12 +447,12 @@ def _told(doing: str, total: int) -> Iterator[Callable[[int], None]]:
 
 def _prepare(dataset: str, data_dir: str | None, manual_dir: str | None) -> str:
     """Has TFDS download and prepare a set; returns where it is."""
-    match = _NAME.fullmatch(dataset)
+    match = _prepared.NAME.fullmatch(dataset)
     if match is None:
         raise DataError(f"--dataset={dataset!r} must be a name of TFDS: name[/config][:version]")
     ours = os.environ.get("LRLAB_DATA_DIR")
-    root = Path(data_dir or (ours and f"{ours}/tfds") or _tfds_home()).expanduser()
-    if folder := _prepared(root / match[1], match[2], match[3]):
+    root = Path(data_dir or (ours and f"{ours}/tfds") or _prepared.home()).expanduser()
+    if folder := _prepared.newest(root / match[1], match[2], match[3]):
         return f"{dataset} is already prepared: {folder}"
     if importlib.util.find_spec("tensorflow") is None:
         raise DataError(
@@ -548,7 +474,7 @@ def _prepare(dataset: str, data_dir: str | None, manual_dir: str | None) -> str:
         _reach(builder)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _alone(root / f".{match[1]}.lock", f"preparing {dataset}"):
+        with _cache.alone(root / f".{match[1]}.lock", f"preparing {dataset}"):
             builder.download_and_prepare(
                 download_config=tfds.download.DownloadConfig(
                     manual_dir=manual_dir, try_download_gcs=False
