@@ -10,7 +10,7 @@ Run:    LRLAB_DATA_DIR=... python -m experiments.ulmfit_2018 --size=desk --workd
 Makes:  <workdir>/plots; desk and paper also experiments/results/ulmfit_2018_<size>_<device>.json,
         desk docs/ulmfit_2018.png. The same command goes on with what is not done.
 
-Our language model is a transformer of a million weights that has seen WikiText-2, a fiftieth of the
+Our language model is a transformer of 0.7 million weights that has seen WikiText-2, a fiftieth of the
 paper's text, cut into pieces of words. Every way has the same epochs over the labelled texts and
 ends where it ends: no epoch is chosen by its test accuracy, and none by its validation accuracy.
 Rates are tuned on validation texts, one for constant rates, one for slanted triangles and one for
@@ -135,13 +135,13 @@ SIZES = {
     ),
     "desk": Size(
         source={"name": "text.wikitext2", "length": 64, "vocabulary": 4000},
-        model={"width": 128, "depth": 3, "heads": 4, "positions": 64},
-        source_epochs=3,
+        model={"width": 96, "depth": 3, "heads": 4, "positions": 64},
+        source_epochs=2,
         source_lr=2e-3,
         target_lr=1e-3,
         targets={
-            "TREC-6": _target("trec6", 28, 8, 4),
-            "SST-2, 2,000 phrases": _target("sst2", 44, 8, 1, examples=2000, texts=20_000),
+            "TREC-6": _target("trec6", 24, 6, 4),
+            "SST-2, 2,000 phrases": _target("sst2", 40, 6, 1, examples=2000, texts=20_000),
         },
         rates=(3e-4, 1e-3, 3e-3),
         batch=32,
