@@ -10,9 +10,9 @@ Run:    LRLAB_DATA_DIR=... python -m experiments.ulmfit_2018 --size=desk --workd
 Makes:  <workdir>/plots; desk and paper also experiments/results/ulmfit_2018_<size>_<device>.json,
         desk docs/ulmfit_2018.png. The same command goes on with what is not done.
 
-Our language model is a transformer of 0.7 million weights that has seen WikiText-2, a fiftieth of the
-paper's text, cut into pieces of words. Every way has the same epochs over the labelled texts and
-ends where it ends: no epoch is chosen by its test accuracy, and none by its validation accuracy.
+Our language model is a transformer of 0.7 million weights that has seen WikiText-2, a fiftieth of
+the paper's text, cut into pieces of words. Every way has the same epochs over the labelled texts
+and ends where it ends: no epoch is chosen by its accuracy, on test or on validation texts.
 Rates are tuned on validation texts, one for constant rates, one for slanted triangles and one for
 training from scratch, with all layers at one rate; as in the paper, the other ways share them.
 Seeds change the head's first weights, dropout and the order of examples; the language model is one.

@@ -399,7 +399,7 @@ def _optimizer(
             del spec[key]
     sound = {
         key: float(full[key])
-        for key in ("clip_norm", "l2", "weight_decay")
+        for key in ("clip_norm", "ema", "l2", "weight_decay")
         if not fields.is_schedule(full[key]) and not fields.is_bad(full, key)
     }
     make_tx = optimizers.make(spec, multiply, mask=mask, **sound)

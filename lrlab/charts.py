@@ -282,6 +282,146 @@ def noise(runs: Mapping[str, Any], g: str, theme: Theme = LIGHT) -> "Figure":
     return figure
 
 
+def lineages(
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
+    paths: Sequence[Sequence[int]],
+    log: bool = True,
+    theme: Theme = LIGHT,
+) -> "Figure":
+    """What every member of a population used of a number, and whom the last ones came from.
+
+    Args:
+      rows: a generation each: "first", "updates", "values", "donors", "diverged".
+      paths: for each member that is left, the best first, who had its state in each generation.
+    """
+    with plots.style(theme):
+        figure, ax = _wide(theme, 9.0, 4.6, ["ancestors of the best"])
+        edges = [(row["first"], row["updates"]) for row in rows]
+        held = [row["values"][key] for row in rows]
+        log = log and min(map(min, held)) > 0
+        held = _apart(held, log)
+
+        def course(path: Sequence[int]) -> tuple[list[float], list[float]]:
+            x = [at for ends in edges for at in ends]
+            return x, [held[g][i] for g, i in enumerate(path) for _ in range(2)]
+
+        ended: tuple[list[float], list[float]] = [], []
+        lost: tuple[list[float], list[float]] = [], []
+        copied: tuple[list[float], list[float]] = [], []
+        for g, row in enumerate(rows):
+            for i, value in enumerate(held[g]):
+                ended[0].extend((*edges[g], np.nan))
+                ended[1].extend((value, value, np.nan))
+                if i in row["diverged"]:
+                    lost[0].append(edges[g][1])
+                    lost[1].append(value)
+            for i, donor in enumerate(row["donors"] if g + 1 < len(rows) else ()):
+                if donor != i:
+                    ended[0].extend((edges[g][1], edges[g][1], np.nan))
+                    ended[1].extend((held[g][donor], held[g + 1][i], np.nan))
+                    copied[0].append(edges[g][1])
+                    copied[1].append(held[g + 1][i])
+        faint = {"color": theme.soft, "alpha": 0.38, "linewidth": 0.8}
+        ax.plot(*ended, label="members that ended", **faint)
+        dots = {"linestyle": "none", "marker": ".", "markersize": 3.5, "alpha": 0.6}
+        ax.plot(*copied, color=theme.soft, label="a copy begins", **dots)
+        if lost[0]:
+            ax.plot(*lost, "x", color=theme.val, markersize=5, label="diverged")
+        for n, path in enumerate(paths[1:]):
+            label = "ancestors of the last" if n == 0 else None
+            ax.plot(*course(path), color=theme.train, linewidth=1.1, alpha=0.5, label=label)
+        best = paths[0] if paths else []
+        if best:
+            x, y = course(best)
+            ax.plot(x, y, color=theme.val, linewidth=2.4, label="ancestors of the best")
+            turns = [g + 1 for g in range(len(best) - 1) if best[g] != best[g + 1]]
+            ax.plot(
+                [edges[g][0] for g in turns],
+                [held[g][best[g]] for g in turns],
+                "o",
+                color=theme.val,
+                markeredgecolor=theme.surface,
+                markersize=6,
+                label="copied and changed",
+            )
+        if log:
+            ax.set_yscale("log")
+        ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
+        name = WORDS.get(key, key)
+        _frame(ax, theme, "Who copied whom", "optimizer updates", name)
+        _legend(ax, theme)
+    return figure
+
+
+def _apart(held: Sequence[Sequence[float]], log: bool) -> list[list[float]]:
+    """The numbers; of a few that many members share, each member's a little beside the others'."""
+    values = np.array(held, np.float64)
+    if len(np.unique(values)) > MANY:
+        return values.tolist()
+    aside = 0.03 * (np.arange(values.shape[1]) / values.shape[1] - 0.5)
+    low, high = values.min(), values.max()
+    return (values * (high / low) ** aside if log else values + (high - low) * aside).tolist()
+
+
+def generations(arms: Mapping[str, Sequence[Mapping[str, Any]]], theme: Theme = LIGHT) -> "Figure":
+    """Validation accuracy of a population, and of what it is compared with, by generation.
+
+    Args:
+      arms: rows of "population", and of "fixed", "replay" and "best fixed" where they are.
+    """
+    with plots.style(theme):
+        figure, ax = _wide(theme, 9.0, 4.6, ["best fixed numbers again"])
+        drawn = []
+
+        def line(rows: Sequence[Mapping[str, Any]], what: Any, **how: Any) -> None:
+            x = [row["updates"] for row in rows]
+            y = [what(_known(row)) for row in rows]
+            drawn.extend(v for v in y if np.isfinite(v))
+            ax.plot(x, y, **how)
+
+        known = arms["population"]
+        every = [(row["updates"], v) for row in known for v in _known(row)]
+        if every:
+            x, y = np.array(every).T
+            dots = {"s": 7, "color": theme.train, "alpha": 0.3, "linewidth": 0}
+            ax.scatter(x, y, label="a member", **dots)
+        line(known, _most, color=theme.train, linewidth=2.2, label="best of the population")
+        line(known, _median, color=theme.train, linestyle=(0, (4, 2)), label="its median")
+        looks = {
+            "fixed": ("numbers held, the best", theme.soft, _most, (0, (1, 1.5))),
+            "replay": ("the schedule replayed", theme.val, _mean, "-"),
+            "best fixed": ("best fixed numbers again", theme.lr, _mean, (0, (5, 1.5))),
+        }
+        for name, (label, color, what, dashes) in looks.items():
+            if arms.get(name):
+                line(arms[name], what, color=color, linestyle=dashes, linewidth=1.9, label=label)
+        if drawn:
+            low, high = np.quantile(drawn, 0.06), max(drawn)
+            ax.set_ylim(low - 0.35 * (high - low) - 1e-3, high + 0.12 * (high - low) + 1e-3)
+        ax.yaxis.set_major_formatter(lambda v, _: f"{v:.1%}")
+        ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
+        _frame(ax, theme, "Validation accuracy", "optimizer updates", "")
+        _legend(ax, theme)
+    return figure
+
+
+def _known(row: Mapping[str, Any]) -> list[float]:
+    return [v for v in row["val_accuracy"] if v is not None]
+
+
+def _most(values: Sequence[float]) -> float:
+    return max(values, default=np.nan)
+
+
+def _median(values: Sequence[float]) -> float:
+    return float(np.median(values)) if values else np.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else np.nan
+
+
 def save_sweep(
     folder: Path, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]
 ) -> dict[str, str]:

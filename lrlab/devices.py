@@ -116,12 +116,22 @@ def from_host(tree: Any, like: Any, spread: bool = False) -> Any:
 
     The state is whole on every device; with `spread` its leading axis is that of the devices.
     """
+    laid_out = shard if spread else replicate
+    return laid_out(from_words(tree, like))
+
+
+def as_words(tree: Any) -> Any:
+    """The tree with random keys as their words, which every operation takes."""
+    return jax.tree.map(_words, tree)
+
+
+def from_words(tree: Any, like: Any) -> Any:
+    """The inverse of `as_words`, with keys where `like` has them."""
 
     def back(a: Any, b: Any) -> Any:
         return jax.random.wrap_key_data(a, impl=jax.random.key_impl(b)) if _is_key(b) else a
 
-    laid_out = shard if spread else replicate
-    return laid_out(jax.tree.map(back, tree, like))
+    return jax.tree.map(back, tree, like)
 
 
 def deal(tree: Any, index: np.ndarray) -> Any:

@@ -11,6 +11,7 @@ import numpy as np
 from lrlab import checkpoint, devices, epoch, optimizers
 from lrlab.build import Recipe
 from lrlab.data import Dataset
+from lrlab.train_step import State
 
 Variables = Any  # {"params": ..., and other collections}
 
@@ -18,20 +19,38 @@ Variables = Any  # {"params": ..., and other collections}
 def snapshots(recipe: Recipe, folder: Path) -> tuple[list[int], list[Variables]]:
     """The states that a run kept for good (`checkpoint.at`): updates of each, and its variables.
 
+    Those are the weights that trained, of Schedule-Free its x; `moving_average` has the others.
+
     Raises:
       ValueError: there is none, or one is damaged.
     """
     steps = checkpoint.steps(folder / "snapshots")
+    states = [_state(recipe, folder / "snapshots", step) for step in steps]
+    return steps, [_variables(s, optimizers.rule_params(s.opt, s.params)) for s in states]
+
+
+def moving_average(recipe: Recipe, folder: Path) -> Variables:
+    """The moving average of the weights (`config.ema`) at the newest state of a run.
+
+    Collections beside the parameters are that state's own: `average` estimates them anew.
+
+    Raises:
+      ValueError: there is no checkpoint, or it is damaged.
+    """
+    state = _state(recipe, folder / "checkpoints", None)
+    return _variables(state, optimizers.eval_params(state.opt, state.params))
+
+
+def _state(recipe: Recipe, folder: Path, step: int | None) -> State:
+    """A kept state; by default the newest."""
+    _, arrays = checkpoint.read(folder, step)
     names = checkpoint.named(recipe.shapes)
-    structure = jax.tree.structure(recipe.shapes)
-    found = []
-    for step in steps:
-        _, arrays = checkpoint.read(folder / "snapshots", step)
-        leaves = [_as_was(arrays[name], leaf) for name, leaf in names.items()]
-        state = jax.tree.unflatten(structure, leaves)
-        params = optimizers.eval_params(state.opt, state.params)
-        found.append(jax.tree.map(np.asarray, {"params": params, **state.stats}))
-    return steps, found
+    leaves = [_as_was(arrays[name], leaf) for name, leaf in names.items()]
+    return jax.tree.unflatten(jax.tree.structure(recipe.shapes), leaves)
+
+
+def _variables(state: State, params: Any) -> Variables:
+    return jax.tree.map(np.asarray, {"params": params, **state.stats})
 
 
 def _as_was(array: np.ndarray, leaf: Any) -> Any:

@@ -4,6 +4,7 @@ A field is checked here alone; what several of them make together is for `build`
 """
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "clip_norm": None,
     "l2": 0.0,
     "weight_decay": 0.0,
+    "ema": None,
     "label_smoothing": 0.0,
     "eval_size": None,
     "noise_scale": False,
@@ -35,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "patience": None,
     "job": {"name": "train"},
     "sweep": None,
+    "pbt": None,
     "range_test": None,
     "finetune": None,
 }
@@ -59,7 +62,7 @@ _KINDS: dict[str, Any] = {
     **dict.fromkeys(
         ("seed", "epochs", "eval_size", "patience", "nonfinite.most", "checkpoint.keep"), int
     ),
-    **dict.fromkeys(("lr", *SCHEDULABLE, "nonfinite.factor", "checkpoint.minutes"), float),
+    **dict.fromkeys(("lr", "ema", *SCHEDULABLE, "nonfinite.factor", "checkpoint.minutes"), float),
     "lr_multipliers": tuple[tuple[str, float], ...],
 }
 
@@ -228,6 +231,12 @@ def _lr(value: Any) -> list[str]:
     return [f"{p}: the peak rate must be above 0 for anything to train" for p in problems]
 
 
+def _ema(value: Any) -> list[str]:
+    problems = values.number("ema", value, -math.inf)
+    outside = not problems and not 0 < value < 1
+    return [f"ema={value!r} must lie in (0, 1), such as 0.999"] if outside else problems
+
+
 _RULES: dict[str, Callable[[Any], list[str]]] = {
     "seed": lambda v: values.whole("seed", v, 0, 2**32 - 1),
     "epochs": lambda v: values.whole("epochs", v, 1),
@@ -236,6 +245,7 @@ _RULES: dict[str, Callable[[Any], list[str]]] = {
     "clip_norm": _positive("clip_norm"),
     "l2": lambda v: values.number("l2", v, 0),
     "weight_decay": lambda v: values.number("weight_decay", v, 0),
+    "ema": _ema,
     "label_smoothing": lambda v: values.number("label_smoothing", v, 0, 1),
     "eval_size": lambda v: values.whole("eval_size", v, 1),
     "patience": lambda v: values.whole("patience", v, 1),

@@ -168,6 +168,34 @@ class Lanes:
         self.keep([i for i in self.active if i not in set(lanes)])
         return other
 
+    def tune(self, lanes: Sequence[Lane]) -> None:
+        """Goes on with these numbers; a lane keeps its seed, and all keep the names of theirs."""
+        assert [lane.seed for lane in lanes] == [lane.seed for lane in self.lanes]
+        assert all(set(lane.values) == set(self.names) for lane in lanes)
+        self.lanes = tuple(lanes)
+
+    def copy(self, donors: Mapping[int, int]) -> None:
+        """Active lanes become what others are now, all at once: weights, update rule, memory.
+
+        Numbers are for `tune`. One program does any such copies, between devices too.
+
+        Args:
+          donors: lane -> the lane that it becomes. No chain of them may come back to its begin.
+        """
+        left = {lane: donor for lane, donor in donors.items() if lane != donor}
+        moves = np.zeros((len(self.lanes), 4), np.int32)
+        count = 0
+        while left:  # first those that no other lane is to become
+            free = [lane for lane in left if lane not in left.values()]
+            assert free, f"lanes would exchange their states: {left}"
+            for lane in free:
+                ends = np.argwhere(self._place == left.pop(lane)), np.argwhere(self._place == lane)
+                moves[count] = np.concatenate(ends).ravel()
+                count += 1
+        arguments = self._state, self._memory, devices.replicate((moves, np.int32(count)))
+        self._state, self._memory = self._program("copy", arguments)(*arguments)
+        jax.block_until_ready(self._memory)
+
     def _alike(self) -> int:
         """The first update that differs from the next one in batch size or factor."""
         here = self._at(self.step)
@@ -359,15 +387,15 @@ class Lanes:
         return devices.shard(numbers), devices.shard({"walk": walk, "starts": starts})
 
     def _program(self, kind: str, arguments: tuple) -> Any:
-        train = kind == "train"
-        slots = self._place.shape[1], self.size if train else 0
+        slots = self._place.shape[1], self.size if kind == "train" else 0
         if (kind, slots) not in self._programs:
-            made = devices.parallel(
-                self._train_chunk if train else self._evaluate_split,
-                sharded=(2, 3, 5, 6) if train else (2, 4, 5),
-                donate=(2, 3) if train else (),
-                spread=True,
-            )
+            if kind == "train":
+                fn, sharded, donate = self._train_chunk, (2, 3, 5, 6), (2, 3)
+            elif kind == "copy":
+                fn, sharded, donate = self._copy_rows, (0, 1), (0, 1)
+            else:
+                fn, sharded, donate = self._evaluate_split, (2, 4, 5), ()
+            made = devices.parallel(fn, sharded, donate, spread=True)
             self._programs[kind, slots] = made.lower(*arguments).compile()
         return self._programs[kind, slots]
 
@@ -475,3 +503,35 @@ class Lanes:
 
         zero = jnp.zeros((len(numbers["lr"]), 3))
         return lax.scan(body, zero, (jnp.arange(rows.shape[1]), rows[0]))[0]
+
+    def _copy_rows(self, states, memory, moves):
+        """Copies slots one after another; a move is (device, slot) from, (device, slot) to."""
+        moves, count = moves
+        leaves, tree = jax.tree.flatten(devices.as_words((states, memory)))
+        kinds = sorted({leaf.dtype for leaf in leaves}, key=str)
+        here = lax.axis_index(devices.AXIS)
+
+        def brought(leaves, device, slot):
+            """A device's slot of every leaf, on all devices."""
+            rows = [leaf[slot] for leaf in leaves]
+            if devices.count() == 1:
+                return rows
+            for kind in kinds:  # together: a transfer costs more than what it carries
+                which = [j for j, row in enumerate(rows) if row.dtype == kind]
+                flat = jnp.concatenate([rows[j].ravel() for j in which])
+                flat = lax.all_gather(flat, devices.AXIS)[device]
+                ends = np.cumsum([rows[j].size for j in which])[:-1]
+                for j, part in zip(which, jnp.split(flat, ends), strict=True):
+                    rows[j] = part.reshape(rows[j].shape)
+            return rows
+
+        def move(i, leaves):
+            begin, a, end, b = moves[i]
+            rows = brought(leaves, begin, a)
+            return [
+                leaf.at[b].set(jnp.where(here == end, row, leaf[b]))
+                for leaf, row in zip(leaves, rows, strict=True)
+            ]
+
+        words = jax.tree.unflatten(tree, lax.fori_loop(0, count, move, leaves))
+        return devices.from_words(words, (states, memory))

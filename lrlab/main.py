@@ -36,6 +36,7 @@ from lrlab.values import near
 
 USAGE, DIVERGED, DATA, RUNTIME, LOCKED = 2, 3, 4, 5, 75
 LONGEST = 1_000  # characters of a message
+_LANES = "sweep", "range_test", "pbt"  # jobs whose lanes spread over devices
 
 
 def _flags() -> flags.FlagValues:
@@ -263,7 +264,7 @@ def _job(config: Mapping[str, Any]) -> Callable[..., None]:
 
 def _run(parsed: flags.FlagValues, changes: list[tuple[str, str]], argv: Sequence[str]) -> int:
     config = _configured(parsed.config, changes)
-    if isinstance(config["job"], dict) and config["job"].get("name") in ("sweep", "range_test"):
+    if isinstance(config["job"], dict) and config["job"].get("name") in _LANES:
         _device_a_core()
 
     from lrlab import build, devices

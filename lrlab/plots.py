@@ -595,15 +595,16 @@ def ensemble(found: Mapping[str, Any], theme: Theme = LIGHT) -> "Figure":
     """Accuracy and likelihood of a run's snapshots together, against how many they are.
 
     Args:
-      found: "together" and "averaged", rows of members, accuracy and nll; "snapshots", rows alone.
+      found: "together" and "averaged", rows of members, accuracy and nll; "snapshots", rows alone;
+        "moving", the row of the moving average, or None.
     """
     with style(theme):
-        figure, axes = panels(theme, 1, 2)
+        figure, axes = panels(theme, 2, 1)
         kinds = (
             ("averaged probabilities", found["together"], theme.train, "o", "-"),
             ("averaged weights", found["averaged"], theme.val, "s", (0, (4, 2))),
         )
-        alone = found["snapshots"][::-1]
+        alone, moving = found["snapshots"][::-1], found.get("moving")
         for ax, key, title in (
             (axes[0], "accuracy", "Test accuracy"),
             (axes[1], "nll", "Negative log likelihood (nats)"),
@@ -614,12 +615,22 @@ def ensemble(found: Mapping[str, Any], theme: Theme = LIGHT) -> "Figure":
             x = range(1, len(alone) + 1)
             look = {"color": theme.soft, "marker": "D", "markersize": 4, "linestyle": "none"}
             ax.plot(x, [r[key] for r in alone], label="each alone", **look)
+            if moving:
+                ax.axhline(
+                    moving[key], color=theme.lr, linestyle=(0, (1, 1.5)), label="moving average"
+                )
             ax.set_title(title, loc="left", fontsize=10, fontweight="bold", color=theme.ink)
-            ax.set_xlabel("snapshots")
+            ax.set_xlabel("snapshots, from the last one back")
             ax.set_xticks(range(1, len(alone) + 1))
+            ax.set_xlim(0.8, len(alone) + 0.2)
+            ax.tick_params(axis="both", which="both", length=0)
+            ax.spines["left"].set_visible(False)
             if key == "accuracy":
                 ax.yaxis.set_major_formatter(lambda v, _: f"{v:.1%}")
-        axes[0].legend(loc="best", fontsize=8.5, labelcolor=theme.ink)
+        axes[0].legend(
+            loc="upper left", bbox_to_anchor=(0, -0.18), borderaxespad=0, ncols=2, fontsize=8.5,
+            labelcolor=theme.ink, labelspacing=0.15, borderpad=0.2,
+        )  # fmt: skip
     return figure
 
 

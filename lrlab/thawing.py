@@ -68,8 +68,9 @@ def eight_steps(
     augmented: int = 3,
     cycles: int = 3,
     factor: float = 3.0,
-    patience: int = 4,
+    patience: int | None = 4,
     augment: Sequence[Any] = (),
+    cycle_len: int = 1,
 ) -> tuple[Phase, ...]:
     """The recipe of fast.ai: head on precomputed features, head, then all at rates by group.
 
@@ -80,11 +81,20 @@ def eight_steps(
 
     Args:
       head, augmented: epochs of those phases. cycles: of the last phase, each twice as long.
+      patience: epochs; None trains all cycles.
       augment: of the phases that see images.
+      cycle_len: epochs of the shortest cycles, more than 1 where an epoch is few updates.
+    Raises:
+      ValueError: cycle_len < 1, or step 4 would end inside a cycle.
     Source:
       "Understanding learning rates", after fast.ai's course of 2018.
     """
-    cycle = {"name": "cosine_restarts", "t_0": {"epochs": 1}}
+    if cycle_len < 1 or augmented % cycle_len:
+        raise ValueError(
+            f"cycle_len={cycle_len} must be 1 or more and divide augmented={augmented}, which "
+            "would end inside a cycle"
+        )
+    cycle = {"name": "cosine_restarts", "t_0": {"epochs": cycle_len}}
     return (
         {
             "name": "head on features",
@@ -106,7 +116,7 @@ def eight_steps(
             "name": "all",
             "train": len(groups),
             "factor": factor,
-            "epochs": 2**cycles - 1,
+            "epochs": cycle_len * (2**cycles - 1),
             "range_test": True,
             "schedule": ({**cycle, "t_mult": 2},),
             "patience": patience,

@@ -13,7 +13,7 @@ FLOORS = (
         *("data", "models", "schedules", "optimizers", "batching", "checkpoint", "devices"),
         *("points", "analysis", "thawing", "pretrained", "augment"),
     },
-    {"train_step", "planning", "trials", "start"},
+    {"train_step", "planning", "trials", "start", "population"},
     {"epoch", "build"},
     {"loop", "lanes", "forecast", "features", "ensembles"},
     {"jobs", "preview"},

@@ -67,6 +67,7 @@ def test_each_phase_begins_where_the_last_one_ended_and_moves_what_it_trains(tmp
     assert [m for _, m in rows[2]["rules"]] == [1 / 16, 1 / 4, 1]
     assert rows[-1]["test_accuracy"] > rows[0]["test_accuracy"] + 0.1
     page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 3 * 3, "loss, accuracy and rate of each phase"
     assert "3 all" in page
     assert "frozen" in page
 
@@ -151,6 +152,12 @@ def test_plans_of_thawing():
     assert [p["train"] for p in thawing.last_layer(GROUPS, 2)] == [1]
     assert [p["train"] for p in thawing.all_at_once(GROUPS)] == [3]
     assert [p["epochs"] for p in thawing.eight_steps(GROUPS)] == [2, 3, 7]
+    longer = thawing.eight_steps(GROUPS, head=4, augmented=6, cycle_len=2, patience=None)
+    assert [p["epochs"] for p in longer] == [4, 6, 14]
+    assert [p["schedule"][0].get("t_0") for p in longer] == [None, {"epochs": 2}, {"epochs": 2}]
+    for bad in {"cycle_len": 0}, {"cycle_len": 2}:  # 3 epochs are no whole number of cycles of 2
+        with pytest.raises(ValueError, match=f"cycle_len={bad['cycle_len']} must be 1 or more"):
+            thawing.eight_steps(GROUPS, **bad)
 
 
 @pytest.mark.parametrize(

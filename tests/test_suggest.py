@@ -171,3 +171,48 @@ def test_a_knee_at_the_end_says_so():
     found = suggest.knee([16, 32, 64], [[2.0, 1.5, 0.5]], start=2.3)
     assert found.lr == 64
     assert "larger" in found.advice
+
+
+def noisy(rng, fall, breaks_at, seeds=3, updates=200):
+    """Losses of a network that is trained already: a small fall, a wide floor, then divergence."""
+    rates = np.geomspace(1e-5, 10, updates)
+    fell = fall * (1 - np.exp(-np.cumsum(np.minimum(rates, breaks_at)) / 0.06))
+    rise = 0.25 * np.log(np.maximum(rates / breaks_at, 1)) ** 1.5
+    return rates, 1.9 - fell + rise + rng.normal(0, 0.3, (seeds, updates))
+
+
+def test_what_batches_differ_by_is_no_edge():
+    rng = np.random.default_rng(0)
+    found = [suggest.suggest(*noisy(rng, 0.2, 0.05)) for _ in range(100)]
+    said = np.array([s.lr for s in found if s.outcome == "ok"])
+    assert len(said) > 80
+    quiet = suggest.suggest(*noisy(np.random.default_rng(0), 0.2, 0.05, seeds=3000)).lr
+    assert quiet is not None
+    assert np.mean((said > quiet / 2) & (said < quiet * 2)) > 0.95
+    # Without regard for noise, some are off by a factor of 10.
+    off = [
+        suggest.choose(*suggest.read(rates, np.mean([suggest.level(c) for c in curves], 0)), 4.0)
+        for rates, curves in (noisy(rng, 0.2, 0.05) for _ in range(100))
+    ]
+    assert np.mean(np.array(off) < quiet / 2) > 0.1
+
+
+def test_noise_is_the_standard_deviation_of_the_mean_level():
+    rng = np.random.default_rng(1)
+    levels, told = [], []
+    for _ in range(200):
+        curves = rng.normal(3, 0.4, (4, 120))
+        each = np.array([suggest.level(c) for c in curves])
+        levels.append(each.mean(0)[60])
+        told.append(suggest.noise(curves, each))
+    np.testing.assert_allclose(np.mean(told), np.std(levels), rtol=0.15)
+
+
+def test_a_curve_whose_fall_stands_out_is_read_as_if_it_had_no_noise():
+    rng = np.random.default_rng(2)
+    rates, curves = noisy(rng, 1.5, 0.05)
+    curves += np.geomspace(1, 1e-3, 200)  # from 2.9 down
+    levels = np.mean([suggest.level(c) for c in curves], 0)
+    told = suggest.noise(curves, np.array([suggest.level(c) for c in curves]))
+    assert told > 0
+    assert suggest.read(rates, levels, told) == suggest.read(rates, levels)

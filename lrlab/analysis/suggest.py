@@ -15,6 +15,7 @@ import numpy.typing as npt
 DIVERGED = 4.0  # times the best smoothed loss
 LEAST = 20  # points of a curve that can be read
 RISE = 0.25  # of what the loss fell: so much of it back is the edge of divergence
+SURE = 3.5  # standard deviations of a curve's noise: a rise that is more is no chance
 FLAT = 0.05  # of the first loss: what a curve must fall for there to be a slope
 # How many times below the edge a whole run trains best, by `experiments/range_test.py`: plain
 # gradient steps near it, adaptive rules, whose steps do not shrink with the gradient, far below.
@@ -44,6 +45,20 @@ def level(losses: npt.ArrayLike, beta: float = 0.9) -> np.ndarray:
     start = np.median(x[: max(1, len(x) // 20)])
     x = np.minimum(x, start + abs(start))
     return (smooth(x, beta) + smooth(x[::-1], beta)[::-1]) / 2
+
+
+def noise(curves: np.ndarray, levels: np.ndarray, beta: float = 0.9) -> float:
+    """Standard deviation of the mean of the levels, from what batches differ by; [seeds][updates].
+
+    From the median of what the losses are away from their levels, as a divergence is no noise. A
+    level has a share of 1 - beta in the loss of its own update, and less of those around.
+    """
+    away = np.abs(curves - levels)
+    away = away[np.isfinite(away)]
+    median = float(np.median(away)) if len(away) else 0.0
+    own = 1 - beta
+    left = own**2 * (1 + beta**2 / (1 - beta**2) / 2)  # of the variance, in a level
+    return 1.4826 * median * math.sqrt(left / (1 - 2 * own + left) / len(curves))
 
 
 def steepest(lrs: np.ndarray, losses: np.ndarray) -> float | None:
@@ -91,19 +106,32 @@ def slide(
     return found
 
 
-def lowest(lrs: np.ndarray, losses: np.ndarray) -> float | None:
-    """The rate of the lowest loss itself."""
-    return float(lrs[np.argmin(losses)])
+def lowest(lrs: np.ndarray, losses: np.ndarray, noise: float = 0.0) -> float | None:
+    """The rate of the lowest loss itself; the highest of those that are as low but for noise.
+
+    Noise counts only where it hides the fall, as in a network that is trained already.
+    """
+    if SURE * noise <= RISE * _fall(losses):
+        return float(lrs[np.argmin(losses)])
+    return float(lrs[np.flatnonzero(losses <= losses.min() + SURE / 2 * noise)[-1]])
 
 
-def edge(lrs: np.ndarray, losses: np.ndarray, stopped_at: float | None) -> float | None:
+def _fall(losses: np.ndarray) -> float:
+    start = float(np.mean(losses[: max(1, len(losses) // 20)]))
+    return max(start - float(losses.min()), 0.0)
+
+
+def edge(
+    lrs: np.ndarray, losses: np.ndarray, stopped_at: float | None, noise: float = 0.0
+) -> float | None:
     """The rate at which training breaks: there the loss is back by RISE of what it had fallen.
 
     None where it never breaks; where it stopped before it rose so far, the rate at which it did.
+    A rise within SURE times the noise does not count.
     """
     best = int(np.argmin(losses))
-    start = float(np.mean(losses[: max(1, len(losses) // 20)]))
-    risen = np.flatnonzero(losses[best:] > losses[best] + RISE * max(start - losses[best], 0.0))
+    limit = losses[best] + max(RISE * _fall(losses), SURE * noise)
+    risen = np.flatnonzero(losses[best:] > limit)
     return float(lrs[best + risen[0]]) if len(risen) else stopped_at
 
 
@@ -154,8 +182,9 @@ def suggest(lrs: npt.ArrayLike, curves: npt.ArrayLike, below: float = PLAIN) -> 
             "lower the first rate by 10 or 100",
             edge=float(rates[end]),
         )
-    mean = np.mean([level(curve[:end]) for curve in raw], axis=0)
-    readings, at = read(rates, mean)
+    levels = np.array([level(curve[:end]) for curve in raw])
+    mean, chance = levels.mean(0), noise(raw[:, :end], levels)
+    readings, at = read(rates, mean, chance)
     if mean[0] - mean.min() < FLAT * abs(mean[0]):
         return Suggestion(
             "flat",
@@ -163,7 +192,8 @@ def suggest(lrs: npt.ArrayLike, curves: npt.ArrayLike, below: float = PLAIN) -> 
             "raise the last rate or updates; a model that is trained already stays flat",
             edge=at,
         )
-    own = [choose(*read(rates, level(curve[: ending(curve)])), below) for curve in raw]
+    alone = chance * math.sqrt(len(raw))
+    own = [choose(*read(rates, level(curve[: ending(curve)]), alone), below) for curve in raw]
     there = sorted(r for r in readings.values() if r)
     return Suggestion(
         "ok",
@@ -227,13 +257,16 @@ def choose(readings: Mapping[str, float | None], broke: float | None, below: flo
     return min(best, (broke or PLAIN * best) / below)
 
 
-def read(lrs: np.ndarray, losses: np.ndarray) -> tuple[dict[str, float | None], float | None]:
+def read(
+    lrs: np.ndarray, losses: np.ndarray, noise: float = 0.0
+) -> tuple[dict[str, float | None], float | None]:
     """Every reading of a curve, and the edge; `losses` may end before the rates do, by divergence.
 
-    The first tenth is left out: there, noise is all that falls.
+    The first tenth is left out: there, noise is all that falls. noise: standard deviation of
+    `losses`, by chance.
     """
     stopped_at = float(lrs[len(losses)]) if len(losses) < len(lrs) else None
-    broke = edge(lrs[: len(losses)], losses, stopped_at)
+    broke = edge(lrs[: len(losses)], losses, stopped_at, noise)
     skip = len(losses) // 10
     x, y = lrs[skip : len(losses)], losses[skip:]
     found = {
@@ -241,7 +274,7 @@ def read(lrs: np.ndarray, losses: np.ndarray) -> tuple[dict[str, float | None], 
         "valley": valley(x, y),
         "minimum": minimum(x, y),
         "slide": slide(x, y),
-        "lowest": lowest(x, y),
+        "lowest": lowest(x, y, noise),
         "edge": None if broke is None else broke / 4,
     }
     return found, broke

@@ -4,12 +4,13 @@ It trains as the job "train" does, keeps the state wherever a cycle of the sched
 `checkpoint.at`), and then says what the last 1, 2, ... of them make of the test set.
 
 <folder>/snapshots/     the states, kept for good
-<folder>/ensemble.json  scores of each, of their averaged probabilities, of their averaged weights
+<folder>/ensemble.json  scores of each, of their averaged probabilities, of their averaged weights;
+                        with `ema`, of the moving average of the weights at the end of the run
 
     config.schedule = (dict(name="cosine_restarts", t_0=dict(epochs=8)),)
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,36 +64,35 @@ def compare(recipe: Recipe, folder: Path) -> dict[str, Any]:
     steps, members = ensembles.snapshots(recipe, folder)
     labels = data.test.y
     each = ensembles.probabilities(recipe, members, data, "test")
-    averaged = [
-        {
-            "members": m,
-            **ensemble.scores(
-                ensembles.probabilities(
-                    recipe, [ensembles.average(recipe, members[-m:], data)], data, "test"
-                )[0],
-                labels,
-            ),
-        }
-        for m in range(2, len(members) + 1)
-    ]
+
+    def mean(members: Sequence[ensembles.Variables]) -> dict[str, float]:
+        """Scores of mean weights."""
+        variables = ensembles.average(recipe, members, data)
+        (found,) = ensembles.probabilities(recipe, [variables], data, "test")
+        return ensemble.scores(found, labels)
+
+    decay, moving = recipe.config["ema"], None
+    if decay is not None:
+        moving = {"decay": decay, **mean([ensembles.moving_average(recipe, folder)])}
     return {
         "epochs": list(recipe.kept),
         "steps": steps,
         "examples": len(labels),
         "snapshots": [ensemble.scores(p, labels) for p in each],
         "together": ensemble.growing(each, labels),
-        "averaged": averaged,
+        "averaged": [{"members": m, **mean(members[-m:])} for m in range(2, len(members) + 1)],
+        "moving": moving,
         "disagreement": ensemble.disagreement(each).tolist(),
     }
 
 
 def _shown(found: Mapping[str, Any]) -> str:
     """The table for a terminal."""
-    lines = [f"{'predictions of':<30}{'accuracy':>9}{'NLL':>9}{'ECE':>9}"]
+    lines = [f"{'predictions of':<40}{'accuracy':>9}{'NLL':>9}{'ECE':>9}"]
 
     def row(name: str, s: Mapping[str, float]) -> str:
         accuracy = console.percent(s["accuracy"])
-        return f"{name:<30}{accuracy:>9}{s['nll']:>9.4f}{s['ece']:>9.4f}"
+        return f"{name:<40}{accuracy:>9}{s['nll']:>9.4f}{s['ece']:>9.4f}"
 
     for epoch, s in zip(found["epochs"], found["snapshots"], strict=True):
         lines.append(row(f"the state after epoch {epoch}", s))
@@ -100,6 +100,8 @@ def _shown(found: Mapping[str, Any]) -> str:
         lines.append(row(f"the last {s['members']} together", s))
     for s in found["averaged"]:
         lines.append(row(f"mean weights of the last {s['members']}", s))
+    if moving := found["moving"]:
+        lines.append(row(f"moving average, decay {moving['decay']:g}, at the end", moving))
     pairs = [x for i, r in enumerate(found["disagreement"]) for x in r[:i]]
     lines.append(f"two snapshots disagree on {sum(pairs) / len(pairs):.2%} of the examples")
     return "\n".join(lines)

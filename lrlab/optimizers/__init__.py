@@ -1,11 +1,11 @@
 """Update rules by name, and the chain around them.
 
-chain: clip -> L2 -> update rule -> decoupled decay -> layer multipliers -> -rate
+chain: clip -> L2 -> update rule -> decoupled decay -> layer multipliers -> -rate -> average
 
 A rule is a direction without a rate, which the chain scales at its end, or a complete optimizer
 whose `learning_rate` lrlab sets to the rate in use: torch, Optax and TF1 keep the rate outside the
 momentum buffer, Keras inside. What a name does not find here Optax has: "optax:scale_by_lion",
-"optax:lion", "optax.contrib:muon".
+"optax:lion", "optax.contrib:muon". The average is of the weights and changes no update.
 
 The chain is built anew inside every traced update, so that any float of it may be traced.
 """
@@ -19,6 +19,9 @@ import optax
 from jax.core import Tracer
 
 from lrlab import resolve
+from lrlab.optimizers._averages import averages_itself, moving_average
+from lrlab.optimizers._averages import eval_params as eval_params
+from lrlab.optimizers._averages import rule_params as rule_params
 from lrlab.optimizers._free import (
     cocob,
     dadapt_adamw,
@@ -32,7 +35,6 @@ from lrlab.optimizers._free import (
     schedule_free_sgd,
 )
 from lrlab.optimizers._free import effective_rate as effective_rate
-from lrlab.optimizers._free import eval_params as eval_params
 from lrlab.optimizers._free import finds_rate as finds_rate
 from lrlab.optimizers._layers import UNDECAYED as UNDECAYED
 from lrlab.optimizers._layers import by_depth as by_depth
@@ -171,6 +173,7 @@ def make(
     l2: float = 0.0,
     weight_decay: float = 0.0,
     mask: Any = None,
+    ema: float | None = None,
 ) -> MakeTx:
     """Returns (rate, values) -> the whole chain; the rate and the values may be traced.
 
@@ -185,10 +188,12 @@ def make(
       weight_decay: added to the update after the rule, so that a step shrinks w by
         rate * weight_decay * w.
       mask: tree of booleans (`decay_mask`): which leaves l2 and any decay apply to; None is all.
+      ema: decay of a moving average of the weights (`moving_average`), kept in the state; None
+        keeps none. Steps are the same with and without.
     Raises:
       ConfigError: an unknown rule, keywords that it does not take, a rule that cannot work in a
-      plain update (gradient, parameters, value of the loss); from the chain, a value that cannot
-      be scheduled.
+      plain update (gradient, parameters, value of the loss), an average on top of a rule's own;
+      from the chain, a value that cannot be scheduled.
     """
     rule = _find(spec)
     takes, to_rate = resolve.parameters(rule), _rate_keyword(rule)
@@ -227,6 +232,7 @@ def make(
             optax.identity() if inside else _decay(late, mask),
             optax.identity() if inside else multiplied,
             optax.identity() if to_rate else optax.scale(-rate),
+            optax.identity() if ema is None else moving_average(ema),
         )
 
     known: list[tuple[str, ...]] = []
@@ -245,6 +251,13 @@ def make(
 
     if ":" in str(spec["name"]):
         _try(spec)
+    if ema is not None and averages_itself(jax.eval_shape(_bare(spec).init, _TRIAL)):
+        raise resolve.ConfigError(
+            [
+                f"ema={ema}: {spec['name']} averages its weights itself and is evaluated at that "
+                "average; leave ema out"
+            ]
+        )
     return make_tx
 
 

@@ -340,7 +340,8 @@ def _schedule_free(
     return optax.contrib.schedule_free(inner, rate, b1, power)
 
 
-def _states(opt_state: Any, kind: type) -> list[Any]:
+def states_of(opt_state: Any, kind: type) -> list[Any]:
+    """The states of a kind inside a chain's state, in order."""
     leaves = jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, kind))
     return [s for s in leaves if isinstance(s, kind)]
 
@@ -352,23 +353,10 @@ def effective_rate(opt_state: Any, rate: jax.typing.ArrayLike) -> jax.Array:
       opt_state: after the update; of a chain that `make` made.
       rate: the rate that was given; what every other rule used.
     """
-    found = _states(opt_state, Measured)
+    found = states_of(opt_state, Measured)
     return found[0].rate if found else jnp.asarray(rate, jnp.float32)
 
 
 def finds_rate(opt_state: Any) -> bool:
     """Whether a state is of a rule that finds a rate of its own."""
-    return bool(_states(opt_state, Measured))
-
-
-def eval_params(opt_state: Any, params: Any) -> Any:
-    """The parameters to evaluate: Schedule-Free's average x, else `params` themselves."""
-    found = _states(opt_state, optax.contrib.ScheduleFreeState)
-    if not found:
-        return params
-    b1, z = found[0].b1, found[0].z
-
-    def average(z: Any, y: Any) -> Any:  # frozen leaves are not in the state
-        return y if isinstance(z, optax.MaskedNode) else (y - (1 - b1) * z) / b1
-
-    return jax.tree.map(average, z, params, is_leaf=lambda n: isinstance(n, optax.MaskedNode))
+    return bool(states_of(opt_state, Measured))

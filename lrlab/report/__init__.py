@@ -323,12 +323,14 @@ def _ensemble(record: Record) -> dict[str, str]:
     if not found:
         return {}
     figure = plots.save(plots.ensemble(found), record.folder / "plots" / "ensemble")
-    last = found["snapshots"][-1]
+    last, moving = found["snapshots"][-1], found.get("moving")
     rows = [
-        ("the last state", last),
+        ("the last snapshot", last),
         *((f"the last {s['members']} together", s) for s in found["together"][1:]),
         *((f"mean weights of the last {s['members']}", s) for s in found["averaged"]),
     ]
+    if moving:
+        rows.append((f"moving average, decay {moving['decay']:g}", moving))
     cells = [
         (name, percent(s["accuracy"]), f"{s['nll']:.4f}", f"{s['ece']:.4f}") for name, s in rows
     ]
@@ -338,10 +340,18 @@ def _ensemble(record: Record) -> dict[str, str]:
         f"{', '.join(map(str, found['epochs']))}, on {count(found['examples'])} test examples; two "
         f"of them disagree on {percent(sum(pairs) / len(pairs))}.</p>"
     )
-    caption = "Snapshots from the last one back. Rhombs: each snapshot alone, the last one first."
-    body = text + figures({"ensemble": figure}, {"ensemble": caption})
-    head = ("predictions of", "accuracy", "NLL (nats)", "calibration error")
-    return {"Snapshots together": body + table(head, cells)}
+    caption = (
+        "1 is the last snapshot, 2 the last two, and so on. Rhombs: each snapshot alone, the last "
+        "one at 1, the one before at 2."
+    )
+    head = ("predictions of", "accuracy", "NLL (nats)", "ECE")
+    note = (
+        '<p class="soft small">NLL: negative log likelihood. ECE: expected calibration error, '
+        "of 15 bins of confidence.</p>"
+    )
+    both = figures({"ensemble": figure}, {"ensemble": caption})
+    both += f"<div>{table(head, cells)}{note}</div>"
+    return {"Snapshots together": f'{text}<div class="two">{both}</div>'}
 
 
 def _events(record: Record) -> str:

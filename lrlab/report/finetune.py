@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from lrlab import plots, records
+from lrlab import records
 from lrlab.console import count, duration, percent, rate
 from lrlab.report import card_list, figures, page, table
 
@@ -15,6 +15,7 @@ CAPTIONS = {
     "accuracy": "Squares: validation, at the end of each epoch.",
     "lr": "The rate that each update used; layers have their multiplier of it.",
 }
+FIGURES = "loss", "accuracy", "lr"  # of a phase: as its run drew them
 
 
 def write_finetune(folder: Path) -> Path:
@@ -75,14 +76,10 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _phase(folder: Path, row: Mapping[str, Any]) -> str:
     """The figures of a phase, its groups, and the page of its run."""
-    run, svgs = folder / row["folder"], {}
+    plots = {name: folder / row["folder"] / "plots" / f"{name}.svg" for name in FIGURES}
     if row["range_test"]:
-        figure = folder / row["range_test"] / "plots" / "range_test.svg"
-        svgs["range"] = figure.read_text(encoding="utf-8")
-    c = plots.curves(records.read(run))
-    made = {"loss": plots.loss(c), "accuracy": plots.accuracy(c), "lr": plots.lr(c)}
-    for name, figure in made.items():
-        svgs[name] = plots.save(figure, folder / "plots" / f"{row['folder']}_{name}")
+        plots = {"range": folder / row["range_test"] / "plots" / "range_test.svg", **plots}
+    svgs = {name: p.read_text(encoding="utf-8") for name, p in plots.items() if p.exists()}
     rules = [[p, "frozen" if m == 0 else f"rate x {m:.4g}"] for p, m in row["rules"]]
     groups = table(("layers", "trained"), rules) if rules else "<p>All layers train alike.</p>"
     link = f'<p class="soft">Its run: {escape(row["folder"])}/report.html</p>'
