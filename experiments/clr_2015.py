@@ -151,13 +151,13 @@ SIZES = {
         epochs=14,
         short=5,
         ranged=8,
-        rates={  # the first two of --size=rates; guesses the others, until its record is there
+        rates={  # of the record of --size=rates
             "momentum": around(0.01),
             "nesterov": around(0.01),
             "adam": around(0.003),
             "rmsprop": around(0.003),
             "adagrad": around(0.1),
-            "adadelta": around(3.0),
+            "adadelta": around(1.0),
         },
         seeds=4,
     ),

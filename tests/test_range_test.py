@@ -77,6 +77,16 @@ def test_the_held_out_loss_is_that_of_the_states_along_the_ramp():
     np.testing.assert_array_equal(held.values, plan.values)
 
 
+def test_an_average_of_weights_is_not_what_a_ramp_looks_at():
+    section = config(loss="validation")["range_test"]
+    with_ema = range_test.check(tiny(range_test=section, ema=0.999))
+    (ours,) = range_test.measure(with_ema, with_ema.recipe.read())
+    (plain,) = measured(loss="validation")
+    np.testing.assert_array_equal(ours.losses, plain.losses)
+    with pytest.raises(ConfigError, match=r"ema=2"):
+        range_test.check(tiny(range_test=section, ema=2.0))
+
+
 def test_the_held_out_loss_ends_where_training_diverged():
     (held,) = measured(loss="validation", updates=401, low=1e-3, high=1e5, seeds=2)
     assert len(held.values) == held.losses.shape[1] == 134  # every third update

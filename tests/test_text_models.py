@@ -7,6 +7,7 @@ import pytest
 
 from lrlab import build, epoch, metrics
 from lrlab.data import Dataset, Source, Split
+from lrlab.jobs import snapshot
 from lrlab.lanes import Lane, Lanes
 from lrlab.models import text
 from lrlab.resolve import ConfigError
@@ -202,6 +203,18 @@ def test_a_model_that_does_not_fit_is_refused(recipe, model, said):
     given = {"name": "text.LanguageModel", "width": 8, "depth": 1, "heads": 2, "positions": 6}
     with pytest.raises(ConfigError, match=said):
         recipe(model=given | model)
+
+
+def test_language_models_do_not_vote(recipe):
+    recipe()  # is sound
+    config = {
+        "epochs": 4, "data": {"name": "digits"}, "batch": {"name": "fixed", "size": 8},
+        "model": {"name": "text.LanguageModel", "width": 8, "depth": 1, "heads": 2, "positions": 6},
+        "optimizer": {"name": "adam"}, "lr": 0.01,
+        "schedule": ({"name": "cosine_restarts", "t_0": {"epochs": 2}},),
+    }  # fmt: skip
+    with pytest.raises(ConfigError, match="one class an example; counted"):
+        snapshot.check(config)
 
 
 def test_a_language_model_needs_a_language_task():

@@ -97,6 +97,8 @@ def check(config: Mapping[str, Any]) -> Plan:
     ]
     problems += _range_problems(spec, given)
     plain = {k: v for k, v in full.items() if k != "range_test"}
+    if not fields.is_bad(full, "ema"):
+        plain["ema"] = None  # an average of weights lags behind the rate that is looked at
     try:
         recipe = build.check(plain, parts=1)
     except ConfigError as e:

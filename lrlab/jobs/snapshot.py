@@ -29,6 +29,13 @@ def check(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(full["checkpoint"], dict) and full["checkpoint"].get("at") == ():
         full["checkpoint"]["at"] = "cycles"
     recipe = build.check(full)
+    if recipe.source.target_shape:
+        raise ConfigError(
+            [
+                f"job.name='snapshot' is for one class an example; {recipe.source.name} has one "
+                "for each of its positions"
+            ]
+        )
     if len(recipe.kept) < 2:
         raise ConfigError(
             [
