@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).parent / "results"
 LOOK = 100  # updates at once, between two looks at signals
+COLLAPSED = 0.1  # of accuracy below the best arm: such an arm may leave the picture
 MARGIN = 0.005  # of accuracy: curves that are nearer than this lie on one another
 Run = Mapping[str, Any]  # as `train` returns it, with "asked" and "seconds"
 
@@ -251,7 +252,9 @@ def draw(
             )  # fmt: skip
             band = curves.min(0), curves.max(0)
             axes[0].fill_between(run["updates"], *band, color=color, alpha=0.13, linewidth=0)
-        late = np.array([c[len(c) // 4 :] for r in runs.values() for c in r["accuracy"]], object)
+        ends = {name: float(np.mean(run["accuracy"], 0)[-1]) for name, run in runs.items()}
+        sound = [r for name, r in runs.items() if ends[name] > max(ends.values()) - COLLAPSED]
+        late = np.array([c[len(c) // 4 :] for r in sound for c in r["accuracy"]], object)
         seen = np.concatenate([np.asarray(c, float) for c in late])
         low = max(float(np.quantile(seen, 0.03)), float(seen.max()) - 0.35)
         axes[0].set_ylim(low - 0.01, float(seen.max()) + 0.01)

@@ -31,7 +31,6 @@ import argparse
 import contextlib
 import csv
 import dataclasses
-import gc
 import re
 import shutil
 import sys
@@ -39,7 +38,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 
 import lrlab
@@ -485,8 +483,6 @@ def study(name: str, size: Size, workdir: Path) -> None:
             for examples in size.examples:
                 for arm, run in trained(size, examples, seed, workdir).items():
                     runs.setdefault((arm, examples), []).append(run)
-                gc.collect()
-                jax.clear_caches()  # the kernel maps 65,530 areas into a process: 60 runs' programs
     report(name, size, runs, workdir)
 
 

@@ -165,10 +165,10 @@ SIZES = {
         per_epoch=600,
         epochs=40,
         short=4,
-        steps=0.1,  # this, the next and `high`: guesses until --size=rates has its record
-        steps_short=0.1,
+        steps=0.03,  # this, the next and `high`: of the record of --size=rates
+        steps_short=0.03,
         highs=(0.1, 0.3, 1.0, 3.0, 10.0),
-        high=1.0,
+        high=0.3,
         seeds=4,
     ),
     "paper": Size(

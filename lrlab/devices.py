@@ -7,6 +7,7 @@ device axis. State comes out whole too (`out_axes=None`): a checkpoint sees an o
 
 import contextlib
 import ctypes
+import gc
 import inspect
 import os
 from collections.abc import Callable, Sequence
@@ -50,6 +51,24 @@ def keep_memory() -> None:
         mallopt(trim_threshold, -1)  # never give back the end of the heap
         mallopt(mmap_max, 0)  # nor take large arrays from elsewhere, which are always given back
         mallopt(arena_max, 1)  # threads have arenas of their own, which would heed neither
+
+
+def make_room(most: int | None = None) -> None:
+    """Gives up compiled programs that nobody holds, before the kernel refuses to map another one.
+
+    JAX keeps what it ever compiled; a run's programs map some 200 areas, and some 300 runs in one
+    process are as many as Linux lets it have, by default. Programs of the caller's own are compiled
+    again when they are called next.
+
+    Args:
+      most: areas from which room is made; by default half of what the kernel allows.
+    """
+    with contextlib.suppress(OSError, ValueError):  # where there is no Linux
+        if most is None:
+            most = int(Path("/proc/sys/vm/max_map_count").read_text()) // 2
+        if Path("/proc/self/maps").read_bytes().count(b"\n") > most:
+            gc.collect()
+            jax.clear_caches()
 
 
 def count() -> int:

@@ -81,11 +81,13 @@ def same_config(folder: Path, config: Mapping[str, Any]) -> bool:
 def claim(folder: Path, config: Mapping[str, Any], recipe: Recipe, options: Options) -> None:
     """Writes config.json and environment.json of a run that begins; call it under the lock.
 
-    Looks once more whose folder it is: another process may have begun there in between.
+    Looks once more whose folder it is: another process may have begun there in between. Makes room
+    for the run's programs.
 
     Raises:
       ConfigError: as `same_config`.
     """
+    devices.make_room()
     if not same_config(folder, config):
         stored = {
             "config": config,
