@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     c.job = dict(name="finetune")
     c.data = dict(name="text.trec6", length=28)
     c.start = dict(run="runs/wikitext2", fresh=("Hidden/.*", "Head/.*"))
-    c.model.name = "text.Classifier"
+    c.model = dict(name="text.Classifier", width=128, depth=3, heads=4, positions=64)
     c.lr = 1e-3
     blocks = ("Block_0/.*", "Block_1/.*", "(Block_2|Norm)/.*")
     c.finetune = dict(

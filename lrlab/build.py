@@ -286,13 +286,14 @@ def _model(spec: Mapping[str, Any], source: Source | None) -> Any:
     """The model, told how many classes and pieces of text there are if it wants to know."""
     target = resolve.find("lrlab.models", spec.get("name"), "model.name")
     wanted, given = resolve.parameters(target), {}
-    told = {"num_classes": (source.num_classes if source else 2, "classes")}
-    if source is None or source.vocabulary:
-        told["vocabulary"] = source.vocabulary if source else 2, "pieces of text"
+    known = (source.num_classes, source.vocabulary) if source else (2, 2)
+    told = {"num_classes": (known[0], "classes"), "vocabulary": (known[1], "pieces of text")}
     for key, (value, what) in told.items():
-        if key in wanted and key not in spec:
+        if key not in wanted or value is None:
+            continue
+        if key not in spec:
             given[key] = value
-        elif key in wanted and source and spec[key] != value:
+        elif source and spec[key] != value:
             raise ConfigError([f"model.{key}={spec[key]!r}: {source.name} has {value} {what}"])
     model = _made({"model": spec}, "model", nn.Module, given)
     takes = inspect.signature(type(model).__call__).parameters.values()
