@@ -93,9 +93,23 @@ def test_a_lane_is_the_single_run_for_every_rule_with_batchnorm_and_dropout(digi
             seen[:, i, LOSS], recorded[:, LOSS], rtol=2e-4, err_msg=f"lane {i}"
         )
         for ours, theirs in zip(
-            jax.tree.leaves(lanes.params(i)), jax.tree.leaves(state.params), strict=True
+            jax.tree.leaves(seen_by(digits, lanes.params(i))),
+            jax.tree.leaves(seen_by(digits, state.params)),
+            strict=True,
         ):
             np.testing.assert_allclose(ours, theirs, atol=5e-4)
+
+
+def seen_by(dataset, params):
+    """The parameters without the weights of pixels that (nearly) never change.
+
+    Their gradients are rounding, which Adam and its like make as large as any other's.
+    """
+    x = (dataset.train.x - np.float32(dataset.shift)) * np.float32(dataset.scale)
+    changes = x.reshape(len(x), -1).std(0) > 0.05
+    assert 40 < changes.sum() < 64
+    first = {"kernel": np.asarray(params["Dense_0"]["kernel"])[changes]}
+    return {**params, "Dense_0": first}
 
 
 @pytest.mark.parametrize("engine", ENGINES)
