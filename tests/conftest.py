@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -35,6 +36,17 @@ def programs_given_up():
     yield
     gc.collect()
     jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal():
+    """What runs under nohup, or in a shell's background, would hand on that it ignores some."""
+    ignored = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_IGN]
+    for number in ignored:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture

@@ -34,17 +34,6 @@ SMALL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def signals_as_in_a_terminal():
-    """What runs under nohup, or in a shell's background, would hand on that it ignores some."""
-    ignored = [n for n in (signal.SIGINT, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_IGN]
-    for number in ignored:
-        signal.signal(number, signal.SIG_DFL)
-    yield
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def start(folder, *more, python=("-m", "lrlab.main"), **env):
     """A child that trains in `folder`; `more` changes SMALL."""
     changed = {m.partition("=")[0] for m in more}
