@@ -17,6 +17,7 @@ CHAIN = ({"name": "crop", "pad": 1}, {"name": "flip"}, {"name": "cutout", "size"
 MIXED = (*CHAIN, {"name": "mixup", "alpha": 0.4})
 
 
+@pytest.mark.slow
 def test_a_model_sees_the_augmented_batch_of_its_update():
     plain = {"name": "mlp.MLP", "widths": (16,)}
     recipe = build.check(tiny(augment=MIXED, model=plain), parts=1)

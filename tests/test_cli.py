@@ -77,9 +77,10 @@ def test_the_main_command_trains_records_and_reports(tmp_path):
 GROWS = "{'name': 'increasing', 'size': 64, 'factor': 2, 'every': 1, 'cap': 256, 'most': 128}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "batch",
-    ["{'name': 'fixed', 'size': 64}", pytest.param(GROWS, marks=pytest.mark.slow)],
+    ["{'name': 'fixed', 'size': 64}", GROWS],
     ids=["fixed", "growing, in parts"],
 )
 def test_one_two_and_four_devices_give_the_same_numbers(tmp_path, batch):

@@ -75,7 +75,14 @@ def reduced(config, recipe_name):
     return config
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
+LONGER = "cifar10", "fashion_mnist", "mnist_large"  # to compile
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=pytest.mark.slow) if p.stem in LONGER else p for p in FILES],
+    ids=lambda p: p.stem,
+)
 def test_a_recipe_takes_two_updates(path, monkeypatch):
     config = reduced(load_config(str(path)), path.stem) | {
         "start": None

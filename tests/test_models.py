@@ -284,7 +284,11 @@ def test_batchnorm_over_two_devices_is_batchnorm_over_the_whole_batch():
     [
         (cnn.SmallCNN(10, dropout=0.2, implementation="patches"), (16, 16, 1)),
         (cnn.MnistCNN(10, dense=16, implementation="patches"), (8, 8, 2)),
-        (resnet.WideResNet(10, depth=10, width=1, implementation="patches"), (8, 8, 3)),
+        pytest.param(
+            resnet.WideResNet(10, depth=10, width=1, implementation="patches"),
+            (8, 8, 3),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_vmap_over_parameters_is_one_by_one(model, shape):

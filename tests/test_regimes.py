@@ -152,6 +152,7 @@ def decays(rng, updates):
     return planning.plan((spec,), planning.Clock(updates, max(1, updates // 10), 10)).shape
 
 
+@pytest.mark.slow
 def test_a_decay_and_its_batches_inject_the_same_noise_at_every_update():
     rng, worst, grew = np.random.default_rng(0), 0.0, 0
     for number in range(100):
@@ -221,7 +222,7 @@ def some(values, quick):
     return [v if v in quick else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
-@pytest.mark.parametrize("name", some(GROWING, ("hybrid", "plateau_growth")))
+@pytest.mark.parametrize("name", some(GROWING, ("hybrid",)))
 def test_a_run_whose_batch_grows_is_resumed_in_every_phase(tmp_path, monkeypatch, name):
     config = growing(name, lr=0.02)
     whole = outcome(start(tmp_path / "whole", config))

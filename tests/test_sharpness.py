@@ -94,6 +94,7 @@ def test_a_networks_largest_eigenvalues_are_those_of_its_dense_hessian():
     np.testing.assert_allclose(found, exact[::-1][:3], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_our_convolutions_have_second_derivatives():
     shape = (16, 16, 1)
     ours, params = trained(cnn.SmallCNN(3, implementation="patches"), shape)

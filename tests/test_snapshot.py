@@ -39,6 +39,7 @@ def test_cycles_end_where_the_rate_falls_and_then_rises():
         kept(RESTARTS, at=(13,))
 
 
+@pytest.mark.slow
 def test_a_snapshot_is_the_state_of_the_run_at_that_epoch(tmp_path):
     snapshot.run(config(), tmp_path / "run", OPTIONS)
     recipe = build.check(snapshot.check(config()))
@@ -59,7 +60,9 @@ def test_a_snapshot_is_the_state_of_the_run_at_that_epoch(tmp_path):
     assert "mean weights of the last 3" in page
 
 
-@pytest.mark.parametrize("model", [{"name": "mlp.MLP", "widths": (16,)}, NORMED])
+@pytest.mark.parametrize(
+    "model", [{"name": "mlp.MLP", "widths": (16,)}, pytest.param(NORMED, marks=pytest.mark.slow)]
+)
 def test_members_in_one_program_are_members_one_by_one(tmp_path, model):
     told = {**config(), "model": model, "checkpoint": {"at": "cycles"}}
     start(tmp_path, told)

@@ -183,6 +183,7 @@ class KilledError(Exception):
     pass
 
 
+@pytest.mark.slow
 def test_lanes_that_parted_are_resumed_whatever_waits(tmp_path, monkeypatch):
     axes = ({"key": "lr", "values": (0.003, 0.02, 0.1)}, {"key": "seed", "values": (0, 1)})
     changes = {
@@ -312,6 +313,7 @@ for i, lr in enumerate(rates):
 """
 
 
+@pytest.mark.slow
 def test_a_lane_on_one_device_is_the_single_run_bit_for_bit(tmp_path):
     env = {**os.environ, "XLA_FLAGS": ""}
     command = [sys.executable, "-c", ON_ONE_DEVICE, str(tmp_path)]

@@ -167,6 +167,7 @@ def trained(recipe):
     return state, out
 
 
+@pytest.mark.slow
 def test_a_lane_of_language_models_is_the_single_run(recipe):
     made = recipe(1)
     lanes = Lanes(made, made.read(), [Lane(0, 0.003), Lane(0, 0.01)], 4)
