@@ -77,6 +77,7 @@ def test_the_rates_of_size_paper_are_those_that_were_published(data_dir):
         assert study.PUBLISHED[f"{rule}, triangular"][0] == 25_000
 
 
+@pytest.mark.slow
 def test_configs_of_all_sizes_are_sound(data_dir):
     for size in study.SIZES.values():
         assert size.epochs * 25 == size.short * 70  # the arms with cycles are that much shorter

@@ -75,7 +75,7 @@ def reduced(config, recipe_name):
     return config
 
 
-LONGER = "cifar10", "fashion_mnist", "mnist_large"  # to compile
+LONGER = "cifar10", "fashion_mnist", "mnist_large", "trec6"  # to compile
 
 
 @pytest.mark.parametrize(

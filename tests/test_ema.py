@@ -94,7 +94,8 @@ def test_a_stopped_run_goes_on_with_its_average(tmp_path, monkeypatch):
     assert_equal(cut.state.opt, whole.state.opt)
 
 
-@pytest.mark.parametrize("engine", [pytest.param("loop", marks=pytest.mark.slow), "vmap"])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
 def test_a_lane_averages_as_its_single_run_and_trains_as_without(engine):
     """BatchNorm and dropout are in it; updates cross the end of an epoch and of a chunk."""
     changes = {"model": {"name": "test_lanes:Net"}, "optimizer": {"name": "adam"}}

@@ -72,7 +72,8 @@ def test_each_phase_begins_where_the_last_one_ended_and_moves_what_it_trains(tmp
     assert "frozen" in page
 
 
-@pytest.mark.parametrize("fresh", [pytest.param(("Dense_2/.*",), marks=pytest.mark.slow), ()])
+@pytest.mark.slow
+@pytest.mark.parametrize("fresh", [("Dense_2/.*",), ()])
 def test_a_head_on_features_is_the_head_on_the_network(tmp_path, low, fresh):
     plain = {**DEEP, "dropout": 0.0}
     found = {}

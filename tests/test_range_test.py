@@ -123,6 +123,7 @@ def test_the_groups_rates_are_flags_that_a_run_takes(tmp_path, capsys):
     assert table[1].startswith('"Dense_0/.*",0,')
 
 
+@pytest.mark.slow
 def test_a_batch_sizes_loss_is_that_of_plain_training_with_it():
     (swept,) = measured(key="batch.size", low=16, high=130, updates=40)
     np.testing.assert_array_equal(swept.values, [16, 32, 64, 128])

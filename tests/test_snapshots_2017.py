@@ -69,6 +69,7 @@ def test_every_repetition_has_seeds_of_its_own_and_the_first_is_shared():
         assert {len(lanes) for lanes in each} == {1 if arm in study.RESTARTS else 4}
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_the_members_that_are_meant():
     """The last m snapshots, the first m of the others; the average of one run's weights."""
     size = dataclasses.replace(SMOKE, epochs=3)

@@ -178,6 +178,7 @@ def test_a_lane_of_language_models_is_the_single_run(recipe):
         assert {"loss", "accuracy"} == set(lanes.evaluate(split, [0, 1])[0])
 
 
+@pytest.mark.slow
 def test_a_language_model_learns_to_count(recipe):
     made = recipe(lr=0.05)
     data, lanes = made.read(), Lanes(made, made.read(), [Lane(0, 0.05), Lane(1, 0.05)], 4)
