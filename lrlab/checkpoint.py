@@ -45,7 +45,12 @@ class Checkpoints:
         logging.getLogger("absl").setLevel(
             logging.CRITICAL
         )  # Orbax narrates; errors are raised too
-        return ocp.args, ocp.Checkpointer(ocp.CompositeCheckpointHandler())
+        # Of a run on several hosts the first one saves alone: all hold the same.
+        alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+        handler = ocp.CompositeCheckpointHandler(
+            composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+        )
+        return ocp.args, ocp.Checkpointer(handler, multiprocessing_options=alone)
 
     def __enter__(self) -> "Checkpoints":
         return self

@@ -33,7 +33,8 @@ def place(dataset: Dataset, placement: str = "auto") -> str:
         return placement
     splits = dataset.train, dataset.validation, dataset.test
     total = sum(s.x.nbytes + s.y.nbytes for s in splits)
-    return "resident" if total <= devices.bytes_free() else "stream"
+    free = -devices.largest(-devices.bytes_free())  # of the host that has the least
+    return "resident" if total <= free else "stream"
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -69,16 +70,17 @@ class Feed:
         self._ahead: tuple[int, Future] | None = None  # and the next one, on its way
 
     def _by_device(self, rows: np.ndarray) -> np.ndarray:
-        """[batches * size] -> [devices, batches, size / devices], each batch dealt in order."""
+        """[batches * size] -> [devices, batches, size / devices], each batch dealt in order.
+
+        Of all devices those of this host.
+        """
         if self.streamed:  # a device holds its own examples of the block only
-            rows = rows[: len(rows) // devices.count()]
-            return (
-                np.broadcast_to(rows, (devices.count(), len(rows)))
-                .reshape(devices.count(), self.length, -1)
-                .astype(np.int32)
-            )
-        dealt = rows.reshape(-1, devices.count(), self.size // devices.count())
-        return np.ascontiguousarray(dealt.transpose(1, 0, 2), np.int32)
+            rows = rows[: len(rows) // devices.count()].reshape(1, self.length, -1)
+            dealt = np.broadcast_to(rows, (devices.count(), *rows.shape[1:]))
+        else:
+            dealt = rows.reshape(-1, devices.count(), self.size // devices.count())
+            dealt = dealt.transpose(1, 0, 2)
+        return np.ascontiguousarray(dealt[devices.mine()], np.int32)
 
     def follow(self, rows: np.ndarray) -> None:
         """Takes the split in this order from now on: int32 [batches * size]."""
@@ -112,7 +114,7 @@ class Feed:
         rows = np.pad(rows, ((0, short), (0, 0)))  # a last block keeps the compiled shape
         local = self.size // devices.count()
         dealt = rows.reshape(self.length, devices.count(), local).transpose(1, 0, 2)
-        dealt = dealt.reshape(devices.count(), -1)
+        dealt = dealt.reshape(devices.count(), -1)[devices.mine()]  # no host reads another's share
         return devices.shard((self.split.x[dealt], self.split.y[dealt]))
 
     @property
@@ -194,7 +196,8 @@ class Training:
         """The compiled program, compiled once; its `memory_analysis()` says what it takes."""
         if self._compiled is None:
             arguments = self._arguments(state, 0, 0, 1, 1.0, 0, 0)
-            self._compiled = self._program.lower(*arguments).compile()
+            sharded = self.feed.sharded
+            self._compiled = devices.compile_for(self._program, arguments, sharded)
         return self._compiled
 
     def left(self, first: int) -> int:
@@ -261,7 +264,8 @@ class Evaluation:
     def compile(self, state: State) -> Any:
         """The compiled program of a block, compiled once."""
         if self._compiled is None:
-            self._compiled = self._program.lower(*self._arguments(state, 0)).compile()
+            arguments, sharded = self._arguments(state, 0), self.feed.sharded
+            self._compiled = devices.compile_for(self._program, arguments, sharded)
         return self._compiled
 
     def run(self, state: State) -> dict[str, float]:

@@ -101,8 +101,9 @@ class Run:
     """A run in the making; between two items of `fit` it is whole, and may be saved or left."""
 
     def __init__(
-        self, recipe: Recipe, dataset: Dataset, writer: records.Writer, saves: Checkpoints
+        self, recipe: Recipe, dataset: Dataset, writer: records.Writer, saves: Checkpoints | None
     ):
+        """`saves`: None on a host that leaves saving to the first one."""
         self.recipe, self.dataset, self.writer, self.saves = recipe, dataset, writer, saves
         self.placement = epoch.place(dataset, recipe.config["placement"])
         self.policy = recipe.config["nonfinite"]
@@ -136,7 +137,8 @@ class Run:
 
     def resume(self) -> bool:
         """Goes back to the newest whole checkpoint; False if there is none."""
-        found = self.saves.restore(devices.on_host(self.recipe.shapes))
+        like = devices.on_host(self.recipe.shapes)
+        found = devices.shared(lambda: self.saves and self.saves.restore(like), like)
         self._best_state, self.is_unsaved = None, False
         if found is None:
             self.writer.cut(0, 0, self.recipe.columns)
@@ -148,15 +150,30 @@ class Run:
         return True
 
     def save(self) -> None:
-        """Saves the best state, if that is new, and the last one."""
-        at = self.position
+        """Saves the best state, if that is new, and the last one.
+
+        Raises:
+          HostError: the hosts' states are not the same, or saving failed on the first one.
+        """
+        at, state = self.position, devices.to_host(self.state)
         at.rows, at.seconds = self.writer.rows, self.seconds()
         best = at.best["step"] if at.best else None
-        if self._best_state and self._best_state[0] < self.step:
-            self.saves.save(*self._best_state, best=best)
+        if others := devices.differs(state):
+            raise devices.HostError(
+                f"update {self.step:,}: the weights on hosts {others} are not those of host 0, "
+                "though all do the same: look for a faulty device, or another version of JAX there"
+            )
+        with devices.together():
+            if self.saves and self._best_state and self._best_state[0] < self.step:
+                self.saves.save(*self._best_state, best=best)
+            if self.saves:
+                self.saves.save(self.step, state, dataclasses.asdict(at), best=best)
         self._best_state = None
-        self.saves.save(self.step, devices.to_host(self.state), dataclasses.asdict(at), best=best)
         self._saved, self.is_unsaved = time.monotonic(), False
+
+    def has_saved(self) -> bool:
+        """Whether there is a checkpoint to go back to."""
+        return bool(devices.told(len(self.saves.steps()) if self.saves else 0))
 
     def training(self, size: int) -> epoch.Training:
         """The compiled training of the batch size that the run has come to."""
@@ -268,8 +285,9 @@ class Run:
         return time.monotonic() - self._started
 
     def is_due(self) -> bool:
-        """Whether it is time for a save."""
-        return time.monotonic() - self._saved >= 60 * self.recipe.config["checkpoint"]["minutes"]
+        """Whether it is time for a save, by the first host's clock."""
+        since = devices.told(time.monotonic() - self._saved)
+        return since >= 60 * self.recipe.config["checkpoint"]["minutes"]
 
     def close_epoch(self, size: int) -> Row:
         """Evaluates, writes the epoch's row, and moves on to the next epoch."""
@@ -302,10 +320,13 @@ class Run:
 
     def _keep(self) -> None:
         """Keeps the state for good, before anything is saved after it: a rerun keeps it again."""
-        folder = self.saves.folder.with_name("snapshots")
-        with Checkpoints(folder, keep=len(self.recipe.kept)) as snapshots:
-            at = {"epoch": self.position.epoch, "step": self.step}
-            snapshots.save(self.step, devices.to_host(self.state), at)
+        with devices.together():
+            if not self.saves:
+                return
+            folder = self.saves.folder.with_name("snapshots")
+            with Checkpoints(folder, keep=len(self.recipe.kept)) as snapshots:
+                at = {"epoch": self.position.epoch, "step": self.step}
+                snapshots.save(self.step, devices.to_host(self.state), at)
 
 
 def fit(run: Run) -> Iterator[Stretch | Row | Waiting]:
@@ -317,7 +338,7 @@ def fit(run: Run) -> Iterator[Stretch | Row | Waiting]:
     Raises:
       DivergedError: as the policy says; the last good state is saved.
     """
-    if run.policy["policy"] == "rollback" and not run.saves.steps():
+    if run.policy["policy"] == "rollback" and not run.has_saved():
         run.save()  # something to go back to
     sizes = run.to_come()
     for size in sizes[:1]:
@@ -352,7 +373,7 @@ def _train(
     run.state, recorded = training.run(run.state, at.epoch, at.first, count, lr, at.skipped, limit)
     run.is_unsaved = True
     seconds = time.monotonic() - began
-    run.pace = len(recorded) * size / seconds
+    run.pace = devices.told(len(recorded) * size / seconds)  # all hosts do as many next time
     counted = recorded[: run.step - first]  # without one that was one too many
     rates, losses, is_finite = counted[:, LR], counted[:, LOSS], counted[:, IS_FINITE] > 0
     mean = metrics.Mean.of(at.mean)

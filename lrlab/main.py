@@ -8,6 +8,9 @@
   --workdir=FOLDER       the run's folder; default runs/<config>-<hash of the resolved config>
   --dry_run              shows the plan, shapes, memory and the compiled step; trains nothing
   --overwrite            deletes the run that --workdir holds, and begins anew
+  --distributed          trains one run on several hosts, this process being one of them: under
+                         srun, mpirun, on TPU pods and GKE; elsewhere with
+                         --coordinator=HOST:PORT --process_count=N --process_index=I (from 0)
   --list                 lists the fields of a config, and the names they can take
   --help, --version
 
@@ -48,6 +51,10 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_boolean(
         "overwrite", False, "deletes the run that --workdir holds", flag_values=values
     )
+    flags.DEFINE_boolean("distributed", False, "one run, several hosts", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "host:port of process 0", flag_values=values)
+    flags.DEFINE_integer("process_count", None, "processes of the run", flag_values=values)
+    flags.DEFINE_integer("process_index", None, "of this process", flag_values=values)
     flags.DEFINE_boolean("list", False, "lists fields and names", flag_values=values)
     flags.DEFINE_boolean("help", False, "shows this help", short_name="h", flag_values=values)
     flags.DEFINE_boolean("version", False, "shows the version", flag_values=values)
@@ -277,13 +284,14 @@ def _run(parsed: flags.FlagValues, changes: list[tuple[str, str]], argv: Sequenc
     command = shlex.join(["python", "-m", "lrlab.main", *kept])  # what resumes must not delete
     workdir = _path("workdir", parsed.workdir) if parsed.workdir else None
     try:
+        _join(parsed, config)
         devices.use_cache()
         devices.keep_memory()
         run = _job(config)
         if parsed.overwrite:
             check = getattr(sys.modules[run.__module__], "check", build.check)
             check(config)  # a run is not deleted for one that cannot begin
-            _delete(workdir, parsed.dry_run)
+            devices.led(lambda: _delete(workdir, parsed.dry_run))
         run(config, workdir, Options(parsed.config, command, parsed.dry_run))
     except ConfigError:
         raise
@@ -302,7 +310,7 @@ def _run(parsed: flags.FlagValues, changes: list[tuple[str, str]], argv: Sequenc
     except Stopped as e:
         print(f"{e}\nresume with: {command}", file=sys.stderr)
         return 128 + e.number
-    except OSError as e:
+    except (OSError, devices.HostError) as e:
         print(
             f"could not go on: {e}. The run goes on from its last checkpoint: {command}",
             file=sys.stderr,
@@ -313,6 +321,25 @@ def _run(parsed: flags.FlagValues, changes: list[tuple[str, str]], argv: Sequenc
         print(f"could not go on: {cause(e)[:LONGEST]}. Traceback: {kept_in}", file=sys.stderr)
         return RUNTIME
     return 0
+
+
+def _join(parsed: flags.FlagValues, config: Mapping[str, Any]) -> None:
+    """Joins the other hosts, if there shall be any; the first one alone says what happens."""
+    from lrlab import devices
+
+    named = parsed.coordinator, parsed.process_count, parsed.process_index
+    if not parsed.distributed and named == (None, None, None):
+        return
+    job = config["job"]["name"] if isinstance(config["job"], dict) else "train"
+    if job != "train":
+        raise ConfigError(
+            [
+                f"--distributed trains one run on several hosts, and job.name={job!r} is many: "
+                "--launch spreads those of a sweep; other jobs take one host with its devices"
+            ]
+        )
+    if devices.join(*named):
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
 
 
 def _keep(e: Exception, config: dict[str, Any], workdir: Path | None, source: str) -> str:

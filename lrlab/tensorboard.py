@@ -12,13 +12,18 @@ TAGS = {  # a key of a row -> group/name; of others the first word is the group:
 
 
 class Events:
-    """Writes the numbers of epochs and of the test under <folder>/tensorboard, by update."""
+    """Writes the numbers of epochs and of the test under <folder>/tensorboard, by update.
 
-    def __init__(self, folder: Path, step: int):
-        self._folder = folder / "tensorboard"
+    Without a folder it writes nothing.
+    """
+
+    def __init__(self, folder: Path | None, step: int):
+        self._folder, self._writer = folder and folder / "tensorboard", None
         self._open(step)
 
     def _open(self, step: int) -> None:
+        if self._folder is None:
+            return
         from tensorboardX import SummaryWriter
 
         # TensorBoard hides from here on what was logged past the checkpoint at `step`.
@@ -26,6 +31,8 @@ class Events:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Logs a row of metrics.jsonl."""
+        if self._writer is None:
+            return
         if row.get("event") == "rollback":
             self.close()
             self._open(row["to"])
@@ -37,4 +44,5 @@ class Events:
 
     def close(self) -> None:
         """Flushes."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from lrlab import metrics, optimizers
+from lrlab import devices, metrics, optimizers
 from lrlab.optimizers import MakeTx
 
 RECORDED = (
@@ -200,8 +200,7 @@ def make_train_step(
         values = {name: schedule(tick) for name, schedule in scheduled.items()}
         grads, sums, stats, square = gradient(state, batch, key, values.get("label_smoothing"))
         if axis:
-            grads, stats, square = jax.lax.pmean((grads, stats, square), axis)
-            sums = jax.lax.psum(sums, axis)
+            (grads, stats, square), sums = devices.combine((grads, stats, square), sums, axis)
         rate = jnp.float32(lr) * shape(tick)
         tuned = {k: v for k, v in values.items() if k != "label_smoothing"}
         tx, loss = make_tx(rate, tuned), sums[0] / sums[2]

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +29,49 @@ def run(config: Mapping[str, Any], workdir: Path | None, options: Options) -> No
     """Trains, or goes on, or says that it is done.
 
     Raises:
-      ConfigError, DataError, LockedError, DivergedError, Stopped: see `main` for their exit codes.
+      ConfigError, DataError, LockedError, DivergedError, HostError, Stopped: see `main` for their
+      exit codes.
     """
     recipe = build.check(config)
     folder = workdir or default_folder(recipe.config, options.source)
-    same_config(folder, recipe.config)
-    if not options.dry_run and _is_finished(folder):
+    if devices.led(lambda: _begin(recipe, folder, options)):
         return
-    console.say(_banner(recipe, folder, options))
-    for warning in recipe.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
     if options.dry_run:
         _dry_run(recipe)
         return
-    _room_for(recipe, folder)
-    with records.locked(folder) as writer:
-        claim(folder, recipe.config, recipe, options)
-        if not _is_finished(folder):  # looked at once more, as the folder is
+    with _writer(folder) as writer:
+        # Looked at once more, as the folder is.
+        if not devices.led(lambda: _claimed(recipe, folder, options)):
             _train(recipe, folder, writer)
+
+
+def _begin(recipe: Recipe, folder: Path, options: Options) -> bool:
+    """Looks at the folder, and says what will be done; whether nothing is left to do."""
+    same_config(folder, recipe.config)
+    if not options.dry_run and _is_finished(folder):
+        return True
+    console.say(_banner(recipe, folder, options))
+    for warning in recipe.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if not options.dry_run:
+        _room_for(recipe, folder)
+    return False
+
+
+def _claimed(recipe: Recipe, folder: Path, options: Options) -> bool:
+    """Makes the folder this run's; whether another process finished it in between."""
+    claim(folder, recipe.config, recipe, options)
+    return _is_finished(folder)
+
+
+@contextlib.contextmanager
+def _writer(folder: Path) -> Iterator[records.Writer]:
+    """The folder's writer, under its lock; on other hosts than the first one a witness."""
+    with contextlib.ExitStack() as stack:
+        with devices.together():
+            first = devices.is_first()
+            writer = stack.enter_context(records.locked(folder)) if first else None
+        yield writer or records.Witness(folder)
 
 
 def _is_finished(folder: Path) -> bool:
@@ -75,46 +100,61 @@ def _room_for(recipe: Recipe, folder: Path) -> None:
 
 
 def _train(recipe: Recipe, folder: Path, writer: records.Writer) -> None:
-    dataset = recipe.read()
-    keep = recipe.config["checkpoint"]["keep"]
-    with Checkpoints(folder / "checkpoints", keep) as saves, signals() as came:
+    with devices.together():
+        dataset = recipe.read()
+    with _saves(recipe, folder) as saves, signals() as came:
         run = loop.Run(recipe, dataset, writer, saves)
         resumed = run.resume()
-        moved = _moved(recipe, folder)
-        for warning in [*saves.warnings, *moved.values()]:
+        moved = _moved(recipe, folder) if saves else {}
+        for warning in [*(saves.warnings if saves else ()), *moved.values()]:
             print(f"warning: {warning}", file=sys.stderr)
         if resumed:
             console.say(f"resuming at update {run.step:,} of {recipe.total:,}")
         writer.event("resume" if resumed else "start", step=run.step, **_devices(), **moved)
         try:
-            with contextlib.closing(Events(folder, run.step)) as events:
+            with contextlib.closing(Events(folder if saves else None, run.step)) as events:
                 _observe(run, events, came)
                 final = _finish(run, came)
                 events.row(final)
         except BaseException as e:
             with contextlib.suppress(OSError):  # on a full disk `e` says more
                 writer.event("stop", step=run.step, why=type(e).__name__)
-            if isinstance(e, Stopped | loop.DivergedError) and run.step:
+            if isinstance(e, Stopped | loop.DivergedError) and run.step and saves:
                 report.write(folder)
             if not isinstance(e, Stopped):
                 run.wait()
             raise
         writer.event("end", step=run.step)
-    console.say(console.ending(final, folder, report.write(folder)))
+    with devices.together():  # all are there until the first one has written its report
+        if saves:
+            console.say(console.ending(final, folder, report.write(folder)))
+
+
+def _saves(recipe: Recipe, folder: Path) -> Any:
+    """A context of the run's checkpoints; of None on other hosts than the first one."""
+    if not devices.is_first():
+        return contextlib.nullcontext()
+    return Checkpoints(folder / "checkpoints", recipe.config["checkpoint"]["keep"])
 
 
 def _devices() -> dict[str, Any]:
     """What an event says about the devices."""
-    return {"devices": devices.count(), "device_kind": devices.describe()["device_kind"]}
+    hosts = {"hosts": devices.hosts()} if devices.hosts() > 1 else {}
+    return {"devices": devices.count(), "device_kind": devices.describe()["device_kind"], **hosts}
 
 
 def _moved(recipe: Recipe, folder: Path) -> dict[str, str]:
     """{"warning": ...} where the run goes on on other devices than it was on last."""
     starts = [e for e in records.read_lines(folder / "events.jsonl") if "devices" in e]
     now = _devices()
-    if not starts or (before := {key: starts[-1].get(key) for key in now}) == now:
+    before = {key: starts[-1].get(key) for key in ("hosts", *now)} if starts else {}
+    if not starts or {"hosts": None, **now} == before:
         return {}
-    was, is_now = (f"{e['devices']} x {e['device_kind']}" for e in (before, now))
+    was, is_now = (
+        f"{e['devices']} x {e['device_kind']}"
+        + (f" on {e['hosts']} hosts" if e.get("hosts") else "")
+        for e in (before, now)
+    )
     text = f"this run was on {was} and goes on on {is_now}: numbers are the same to rounding only"
     if recipe.shapes.stats and not recipe.config["model"].get("axis_name"):
         text += (
@@ -147,15 +187,21 @@ def _observe(run: loop.Run, events: Events, came: list[int]) -> None:
 
 
 def _stop_if(came: list[int], run: loop.Run, item: Any) -> None:
-    """Saves and leaves if a signal came."""
-    if not came:
+    """Saves and leaves if a signal came: to any host, after a stretch that all have done."""
+    several = devices.hosts() > 1
+    if several and not isinstance(item, loop.Stretch):
+        return
+    number = int(devices.largest(came[0] if came else 0))
+    if not number:
         return
     if run.is_unsaved:
         run.save()
-    # XLA cannot be told to stop compiling, so nobody waits.
-    if isinstance(item, loop.Waiting) or run.is_compiling:
-        atexit.register(_leave, 128 + came[0])
-    raise Stopped(came[0], run.step)
+    # XLA cannot be told to stop compiling, so nobody waits; but hosts leave together.
+    if several:
+        run.wait()
+    elif isinstance(item, loop.Waiting) or run.is_compiling:
+        atexit.register(_leave, 128 + number)
+    raise Stopped(number, run.step)
 
 
 def _leave(code: int) -> None:
@@ -203,7 +249,11 @@ def _banner(recipe: Recipe, folder: Path, options: Options) -> str:
             f"{source.name}: {train:,} train, {validation:,} validation, {test:,} test{notes}",
         ),
         ("model", f"{config['model']['name']}, {recipe.parameters:,} parameters"),
-        ("devices", f"{devices.count()} x {found['device_kind']}"),
+        (
+            "devices",
+            f"{devices.count()} x {found['device_kind']}"
+            + (f" on {devices.hosts()} hosts" if devices.hosts() > 1 else ""),
+        ),
         ("batch", f"{config['batch']['name']}, {sizes} examples{micro}{fewer}"),
         (
             "epoch",

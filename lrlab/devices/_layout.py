@@ -1,8 +1,11 @@
-"""The only file that says pmap, process or jax.distributed.
+"""How programs and arrays lie on the devices.
 
-A program runs on every local device with `pmap`. State, data and rates go in whole (`in_axes=None`,
+A program runs on every device with `pmap`. State, data and rates go in whole (`in_axes=None`,
 laid out once on all devices, so no call copies them); what differs by device goes in with a leading
 device axis. State comes out whole too (`out_axes=None`): a checkpoint sees an ordinary pytree.
+
+Of a run on several hosts each one lays out what its own devices hold: pmap takes the hosts' parts
+for the whole, and gives each host its part back.
 """
 
 import contextlib
@@ -16,6 +19,8 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax import flatten_util, lax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lrlab.resolve import ConfigError
@@ -72,13 +77,13 @@ def make_room(most: int | None = None) -> None:
 
 
 def count() -> int:
-    """Local devices.
+    """Devices, those of other hosts too.
 
     Raises:
       ConfigError: JAX finds none of the platform that was asked for.
     """
     try:
-        return jax.local_device_count()
+        return jax.device_count()
     except (RuntimeError, AssertionError) as e:  # JAX asserts that the platform asked for is there
         asked, said = os.environ.get("JAX_PLATFORMS", ""), str(e) or "it is not on this machine"
         raise ConfigError(
@@ -92,8 +97,20 @@ def count() -> int:
 
 def describe() -> dict[str, Any]:
     """What a record says about the devices."""
-    devices = jax.local_devices()
-    return {"devices": [str(d) for d in devices], "device_kind": devices[0].device_kind}
+    devices = _all()
+    found = {"devices": [str(d) for d in devices], "device_kind": devices[0].device_kind}
+    return {**found, "hosts": jax.process_count()} if jax.process_count() > 1 else found
+
+
+def _all() -> list[Any]:
+    """Devices as pmap orders them: host by host."""
+    return [d for i in range(jax.process_count()) for d in jax.local_devices(process_index=i)]
+
+
+def mine() -> slice:
+    """Which of all devices are this host's."""
+    here = jax.local_device_count()
+    return slice(jax.process_index() * here, (jax.process_index() + 1) * here)
 
 
 def bytes_free() -> int:
@@ -102,7 +119,7 @@ def bytes_free() -> int:
     if "bytes_limit" in stats:
         return (stats["bytes_limit"] - stats.get("bytes_in_use", 0)) // 2
     host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return host // 4 // count()
+    return host // 4 // jax.local_device_count()
 
 
 def _sharding(*axes: str) -> NamedSharding:
@@ -164,6 +181,8 @@ def deal(tree: Any, index: np.ndarray) -> Any:
 
 def form(tree: Any) -> Any:
     """Shapes, types and places of arrays, to compile for when they themselves may be gone."""
+    if jax.process_count() > 1:  # pmap compiles for arrays only; these take no memory yet
+        return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), tree)
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), tree)
 
 
@@ -197,3 +216,51 @@ def parallel(
         out_axes=0 if spread else None,
         donate_argnums=tuple(donate),
     )
+
+
+def combine(means: Any, sums: Any, axis: str) -> tuple[Any, Any]:
+    """Means of the first tree and sums of the second one over an axis of devices.
+
+    On CPUs every collective waits for all of the processes, however little it carries: one of all
+    arrays takes a fraction of the time of one of each. Accelerators' compilers see to that.
+    """
+    count = lax.axis_size(axis)
+    if count == 1:
+        return means, sums
+    whole, back = flatten_util.ravel_pytree((means, sums))
+    if not is_cpu() or whole.dtype != jax.numpy.float32:
+        return lax.pmean(means, axis), lax.psum(sums, axis)
+    means, sums = back(lax.psum(whole, axis))
+    return jax.tree.map(lambda a: a / count, means), sums
+
+
+def compile_for(program: Callable, arguments: Sequence[Any], sharded: Sequence[int]) -> Any:
+    """The program of `parallel`, compiled for these arguments; it is called as they are.
+
+    Args:
+      sharded: as `parallel` was told.
+    """
+    compiled = program.lower(*arguments).compile()
+    return compiled if jax.process_count() == 1 else _Global(compiled, sharded)
+
+
+class _Global:
+    """A compiled program of several hosts, called with what this host has of its arguments.
+
+    pmap's own call does the same; what it compiles ahead of time takes the whole arrays.
+    """
+
+    def __init__(self, compiled: Any, sharded: Sequence[int]):
+        self._compiled, self._sharded = compiled, sharded
+        self._mesh = Mesh(np.array(_all()), (AXIS,))
+        self.memory_analysis, self.cost_analysis = compiled.memory_analysis, compiled.cost_analysis
+
+    def __call__(self, *arguments: Any) -> Any:
+        whole = tuple(
+            multihost_utils.host_local_array_to_global_array(
+                argument, self._mesh, PartitionSpec(AXIS) if i in self._sharded else PartitionSpec()
+            )
+            for i, argument in enumerate(arguments)
+        )
+        out = self._compiled(*whole)
+        return multihost_utils.global_array_to_host_local_array(out, self._mesh, PartitionSpec())
