@@ -528,3 +528,177 @@ def scatter(
 
 def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def trial_scores(
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
+    score: str,
+    log: bool,
+    best: int | None,
+    theme: Theme = LIGHT,
+) -> "Figure":
+    """Last validation score of every trial of a search over one of its numbers.
+
+    Scores far below the others are drawn at the lower edge, as what diverged is.
+
+    Args:
+      rows: of trials.jsonl. score: "val_accuracy" or "val_loss". best: number of that trial.
+    """
+    with plots.style(theme):
+        figure, ax = _wide(theme, names=["stopped at a rung"])
+        known = [row for row in rows if row.get(score) is not None]
+        values = [row["values"][key] for row in rows]
+        few = sorted(set(values)) if len(set(values)) <= min(FEW, len(rows) / 2) else []
+        at = {row["trial"]: value for row, value in zip(rows, values, strict=True)}
+        if few:  # a place each, its trials beside each other
+            aside = [0.36 * (i / len(rows) - 0.5) for i in range(len(rows))]
+            at = {t: few.index(v) + a for (t, v), a in zip(at.items(), aside, strict=True)}
+        low, high = _worth([row[score] for row in known], score)
+        looks = {
+            "finished": ("o", theme.train, 0.85, "trained to the end"),
+            "stopped": (".", theme.soft, 0.6, "stopped at a rung"),
+        }
+        for outcome, (marker, color, alpha, label) in reversed(looks.items()):
+            mine = [row for row in known if row["outcome"] == outcome]
+            inside = [row for row in mine if low <= row[score] <= high]
+            dots = {"linestyle": "none", "color": color, "alpha": alpha, "markeredgewidth": 0}
+            if mine:
+                x, y = [at[row["trial"]] for row in inside], [row[score] for row in inside]
+                ax.plot(x, y, marker=marker, markersize=6, label=label, **dots)
+        edge = low if score == "val_accuracy" else high
+        worst = [r for r in known if not low <= r[score] <= high]
+        lost = [row for row in rows if row["outcome"] == "diverged"]
+        for found, marker, color, label in (
+            (worst, "v" if edge == low else "^", theme.soft, "worse than shown"),
+            (lost, "x", theme.val, "diverged"),
+        ):
+            if found:
+                x = [at[row["trial"]] for row in found]
+                how = {"linestyle": "none", "clip_on": False, "alpha": 0.75, "markersize": 5}
+                ax.plot(x, [edge] * len(x), marker=marker, color=color, label=label, **how)
+        for row in known:
+            if row["trial"] == best:
+                ring = {"facecolor": "none", "edgecolor": theme.val, "linewidth": 2, "zorder": 5}
+                ax.scatter(at[best], row[score], s=110, label="the best", **ring)
+        if few:
+            ax.set_xticks(range(len(few)), [_text(value) for value in few])
+            ax.set_xlim(-0.5, len(few) - 0.5)
+        elif log:
+            ax.set_xscale("log")
+        ax.set_ylim(low, high)
+        _scored(ax, score)
+        name = WORDS.get(key, key)
+        _frame(ax, theme, f"{_said(score)} over {name}", name, "")
+        _legend(ax, theme)
+    return figure
+
+
+def best_so_far(
+    rows: Sequence[Mapping[str, Any]],
+    progress: Sequence[Mapping[str, Any]],
+    score: str,
+    theme: Theme = LIGHT,
+) -> "Figure":
+    """The best validation score of a search so far against the examples of all its trials.
+
+    Args:
+      rows: of trials.jsonl. progress: rows of progress.jsonl. score: "val_accuracy" or "val_loss".
+    """
+    with plots.style(theme):
+        figure, ax = _wide(theme, names=["best that finished"])
+        looked: dict[int, list[int]] = {}  # examples at each evaluation, by round
+        for row in progress:
+            looked.setdefault(row["round"], []).append(row["examples"])
+        known = [row for row in rows if row.get(score) is not None]
+        for outcome, label, color, size in (
+            ("stopped", "stopped at a rung", theme.soft, 9),
+            ("finished", "trained to the end", theme.train, 16),
+        ):
+            mine = [row for row in known if row["outcome"] == outcome]
+            if mine:
+                x = [looked[row["round"]][len(row["curve"]) - 1] for row in mine]
+                y = [row[score] for row in mine]
+                ax.scatter(x, y, s=size, color=color, alpha=0.5, linewidth=0, label=label)
+        x = [0, *(row["examples"] for row in progress)]
+        ended = [(row.get("finished") or {}).get(score) for row in progress]
+        y = [np.nan if v is None else v for v in (None, *ended)]
+        ax.step(
+            x, y, where="post", color=theme.train, linestyle=(0, (4, 2)), label="best that finished"
+        )
+        found = [np.nan, *(np.nan if r[score] is None else r[score] for r in progress)]
+        ax.step(x, found, where="post", color=theme.val, linewidth=2.2, label="best so far")
+        early = 0.03 * x[-1]  # what was the best so soon is not what the picture is about
+        seen = [v for n, v in zip(x, found, strict=True) if n >= early]
+        low, high = _worth([*seen, *y], score, 8.0)
+        ax.set_ylim(low, high)
+        ax.set_xlim(left=0)
+        _scored(ax, score)
+        ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
+        ax.locator_params(axis="x", nbins=6)
+        _frame(ax, theme, f"{_said(score)} against budget", "examples, of all trials together", "")
+        _legend(ax, theme)
+    return figure
+
+
+def trial_curves(
+    rows: Sequence[Mapping[str, Any]],
+    rungs: Sequence[Sequence[int]],
+    score: str,
+    best: int | None,
+    theme: Theme = LIGHT,
+) -> "Figure":
+    """Validation score of every trial of a search along its way; `rungs`: (updates, how many)."""
+    with plots.style(theme):
+        figure, ax = _wide(theme, names=["trained to the end"])
+        column = 1 if score == "val_accuracy" else 2
+        looks = {
+            "diverged": (theme.val, 0.5, 0.8, "diverged"),
+            "stopped": (theme.soft, 0.35, 0.8, "stopped at a rung"),
+            "finished": (theme.train, 0.6, 1.2, "trained to the end"),
+        }
+        for outcome, (color, alpha, width, label) in looks.items():
+            mine = [row["curve"] for row in rows if row["outcome"] == outcome and row["curve"]]
+            x = [v for curve in mine for v in (*(p[0] for p in curve), np.nan)]
+            y = [v for curve in mine for v in (*(p[column] for p in curve), np.nan)]
+            if mine:
+                how = {"linewidth": width, "marker": ".", "markersize": 3, "label": label}
+                ax.plot(x, y, color=color, alpha=alpha, **how)
+        for row in rows:
+            if row["trial"] == best:
+                x, y = [p[0] for p in row["curve"]], [p[column] for p in row["curve"]]
+                ax.plot(x, y, color=theme.val, linewidth=2.4, label="the best")
+        for updates, _ in rungs:
+            line = {"color": theme.soft, "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
+            ax.axvline(updates, label="a rung" if updates == rungs[0][0] else None, **line)
+        seen = [p[column] for row in rows for p in row["curve"]]
+        ax.set_ylim(*_worth(seen, score))
+        ax.set_xlim(left=0)
+        _scored(ax, score)
+        ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.0f}")
+        _frame(ax, theme, f"{_said(score)} of every trial", "optimizer updates of the trial", "")
+        _legend(ax, theme)
+    return figure
+
+
+def _worth(seen: Sequence[float], score: str, most: float = 2.5) -> tuple[float, float]:
+    """Limits of an axis of scores: the better half, and all at most so many times as wide."""
+    values = np.array([v for v in seen if v is not None and np.isfinite(v)], np.float64)
+    if not len(values):
+        return 0.0, 1.0
+    sign = 1 if score == "val_accuracy" else -1
+    values = sign * values
+    top, middle, least = values.max(), np.median(values), values.min()
+    low = max(least, top - most * (top - middle) - 0.02 * abs(top))
+    room = 0.07 * (top - low) + 1e-4
+    found = sorted((sign * (low - room), sign * (top + room)))
+    return found[0], found[1]
+
+
+def _scored(ax: "Axes", score: str) -> None:
+    if score == "val_accuracy":
+        ax.yaxis.set_major_formatter(lambda v, _: f"{100 * v:.4g} %" if v < 1.0001 else "")
+
+
+def _said(score: str) -> str:
+    return "Validation accuracy" if score == "val_accuracy" else "Validation loss"

@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "job": {"name": "train"},
     "sweep": None,
     "pbt": None,
+    "search": None,
     "range_test": None,
     "finetune": None,
 }

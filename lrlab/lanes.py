@@ -13,6 +13,7 @@ the lanes are one more axis (`vmap`).
 import bisect
 import copy
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
@@ -30,6 +31,7 @@ from lrlab.train_step import RECORDED, make_eval_step, make_train_step
 
 Engine = Literal["auto", "loop", "vmap"]
 _barrier = lax.optimization_barrier
+TRANSFER = 2**19  # bytes: what takes as long on the way as it takes to begin, on a CPU
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,18 +185,26 @@ class Lanes:
           donors: lane -> the lane that it becomes. No chain of them may come back to its begin.
         """
         left = {lane: donor for lane, donor in donors.items() if lane != donor}
-        moves = np.zeros((len(self.lanes), 4), np.int32)
-        count = 0
+        where = np.zeros((len(self.lanes), 2), np.int32)  # device and slot of each lane
+        where[self._place[self._place >= 0]] = np.argwhere(self._place >= 0)
+        ordered: list[tuple[int, int]] = []
         while left:  # first those that no other lane is to become
-            free = [lane for lane in left if lane not in left.values()]
+            needed = set(left.values())
+            free = [lane for lane in left if lane not in needed]
             assert free, f"lanes would exchange their states: {left}"
-            for lane in free:
-                ends = np.argwhere(self._place == left.pop(lane)), np.argwhere(self._place == lane)
-                moves[count] = np.concatenate(ends).ravel()
-                count += 1
-        arguments = self._state, self._memory, devices.replicate((moves, np.int32(count)))
+            ordered += [(left.pop(lane), lane) for lane in free]
+        rounds = -(-len(self.lanes) // self._at_once)
+        moves = np.full((rounds, self._at_once, 4), -1, np.int32)
+        moves.reshape(-1, 2, 2)[: len(ordered)] = where[np.reshape(ordered, (-1, 2)).astype(int)]
+        arguments = self._state, self._memory, moves
         self._state, self._memory = self._program("copy", arguments)(*arguments)
         jax.block_until_ready(self._memory)
+
+    @functools.cached_property
+    def _at_once(self) -> int:
+        """Lanes that one transfer between devices carries: some small ones, or one large one."""
+        taken = sum(a.nbytes for a in jax.tree.leaves((self._state, self._memory)))
+        return max(1, min(len(self.lanes), TRANSFER * self._place.size // taken))
 
     def _alike(self) -> int:
         """The first update that differs from the next one in batch size or factor."""
@@ -505,33 +515,53 @@ class Lanes:
         return lax.scan(body, zero, (jnp.arange(rows.shape[1]), rows[0]))[0]
 
     def _copy_rows(self, states, memory, moves):
-        """Copies slots one after another; a move is (device, slot) from, (device, slot) to."""
-        moves, count = moves
+        """Copies slots, [rounds, at once] of them; a move is (device, slot) from, then to, or -1.
+
+        A round is one transfer between devices, which costs more than what it carries.
+        """
         leaves, tree = jax.tree.flatten(devices.as_words((states, memory)))
-        kinds = sorted({leaf.dtype for leaf in leaves}, key=str)
+        sizes = sorted({leaf.dtype.itemsize for leaf in leaves})  # in bytes; one box for each
+        together = [[j for j, a in enumerate(leaves) if a.dtype.itemsize == n] for n in sizes]
         here = lax.axis_index(devices.AXIS)
 
-        def brought(leaves, device, slot):
-            """A device's slot of every leaf, on all devices."""
-            rows = [leaf[slot] for leaf in leaves]
-            if devices.count() == 1:
-                return rows
-            for kind in kinds:  # together: a transfer costs more than what it carries
-                which = [j for j, row in enumerate(rows) if row.dtype == kind]
-                flat = jnp.concatenate([rows[j].ravel() for j in which])
-                flat = lax.all_gather(flat, devices.AXIS)[device]
-                ends = np.cumsum([rows[j].size for j in which])[:-1]
-                for j, part in zip(which, jnp.split(flat, ends), strict=True):
-                    rows[j] = part.reshape(rows[j].shape)
-            return rows
+        def flat(leaves, slot):
+            """A slot's leaves as bits, those of a size as one row."""
+            rows = [_bits(leaf[slot]).ravel() for leaf in leaves]
+            return [jnp.concatenate([rows[j] for j in which]) for which in together]
 
-        def move(i, leaves):
-            begin, a, end, b = moves[i]
-            rows = brought(leaves, begin, a)
-            return [
-                leaf.at[b].set(jnp.where(here == end, row, leaf[b]))
-                for leaf, row in zip(leaves, rows, strict=True)
-            ]
+        def for_each(chosen, body, begun):
+            """A loop over those moves of a round that concern this device."""
+            at = jnp.flatnonzero(chosen, size=len(chosen), fill_value=0)
+            return lax.fori_loop(0, chosen.sum(), lambda k, carry: body(at[k], carry), begun)
 
-        words = jax.tree.unflatten(tree, lax.fori_loop(0, count, move, leaves))
+        def transfer(i, leaves):
+            begin, slot, end, other = moves[i].T
+
+            def pack(m, boxes):
+                rows = flat(leaves, slot[m])
+                return [box.at[m].set(row) for box, row in zip(boxes, rows, strict=True)]
+
+            def unpack(m, leaves):
+                found = list(leaves)
+                for which, box in zip(together, boxes, strict=True):
+                    ends = np.cumsum([leaves[j][0].size for j in which])[:-1]
+                    for j, part in zip(which, jnp.split(box[begin[m], m], ends), strict=True):
+                        row = _bits(part, leaves[j].dtype).reshape(leaves[j].shape[1:])
+                        found[j] = leaves[j].at[other[m]].set(row)
+                return found
+
+            boxes = [jnp.zeros((len(begin), *row.shape), row.dtype) for row in flat(leaves, 0)]
+            boxes = for_each(begin == here, pack, boxes)
+            boxes = [lax.all_gather(box, devices.AXIS) for box in boxes]
+            return for_each(end == here, unpack, leaves)
+
+        rounds = (moves[:, 0, 0] >= 0).sum()
+        words = jax.tree.unflatten(tree, lax.fori_loop(0, rounds, transfer, leaves))
         return devices.from_words(words, (states, memory))
+
+
+def _bits(a: jax.Array, kind: Any = None) -> jax.Array:
+    """The bits of numbers as integers without sign, or back as numbers of a kind."""
+    if bool in (a.dtype, kind):
+        return a.astype(kind or jnp.uint8)
+    return lax.bitcast_convert_type(a, kind or f"uint{8 * a.dtype.itemsize}")

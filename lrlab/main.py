@@ -11,6 +11,15 @@
   --distributed          trains one run on several hosts, this process being one of them: under
                          srun, mpirun, on TPU pods and GKE; elsewhere with
                          --coordinator=HOST:PORT --process_count=N --process_index=I (from 0)
+  --launch=local         trains a sweep in --workers=N processes of this machine, each with its
+                         share of the cores, or with a GPU; --tasks=N cuts it into so many parts
+  --launch=slurm         submits a sweep as an array job of --tasks=N parts, any other job as it
+                         is, with --processes=N over so many nodes; --slurm=OPTION, as often as
+                         needed, goes to sbatch: --slurm=--partition=gpu; --dry_run shows the job
+  --retries=3            of a part that dies or fails and gets no further; --retry_failed begins
+                         to count anew
+  --status               how the parts of a sweep stand, and the report of what is there
+  --task=N               trains this part of a sweep alone: what --launch starts
   --list                 lists the fields of a config, and the names they can take
   --help, --version
 
@@ -33,13 +42,13 @@ from typing import Any
 
 from absl import flags
 
-from lrlab import __version__
+from lrlab import __version__, launch
 from lrlab.resolve import ConfigError, cause
 from lrlab.values import near
 
 USAGE, DIVERGED, DATA, RUNTIME, LOCKED = 2, 3, 4, 5, 75
 LONGEST = 1_000  # characters of a message
-_LANES = "sweep", "range_test", "pbt"  # jobs whose lanes spread over devices
+_LANES = "sweep", "range_test", "pbt", "search"  # jobs whose lanes spread over devices
 
 
 def _flags() -> flags.FlagValues:
@@ -55,6 +64,7 @@ def _flags() -> flags.FlagValues:
     flags.DEFINE_string("coordinator", None, "host:port of process 0", flag_values=values)
     flags.DEFINE_integer("process_count", None, "processes of the run", flag_values=values)
     flags.DEFINE_integer("process_index", None, "of this process", flag_values=values)
+    launch.define(values)
     flags.DEFINE_boolean("list", False, "lists fields and names", flag_values=values)
     flags.DEFINE_boolean("help", False, "shows this help", short_name="h", flag_values=values)
     flags.DEFINE_boolean("version", False, "shows the version", flag_values=values)
@@ -80,7 +90,7 @@ def _parse(argv: Sequence[str]) -> tuple[flags.FlagValues, list[tuple[str, str]]
             changes.append((name.removeprefix("config."), text if equals else rest.pop(0)))
         elif word.startswith("-") and name not in parsed and name.removeprefix("no") not in parsed:
             # A section or field of a config that lost its prefix is the likeliest slip.
-            hint = difflib.get_close_matches(name, list(parsed), cutoff=0.5)
+            hint = difflib.get_close_matches(name, list(parsed), cutoff=0.6)
             also = f"; a field of the config is changed by --config.{name}=..." if not hint else ""
             listed = ", ".join(f"--{f}" for f in sorted(parsed))
             meant = f"did you mean --{hint[0]}? " if hint else ""
@@ -220,6 +230,8 @@ def main(argv: Sequence[str]) -> int:
         if parsed.list:
             print(_list())
             return 0
+        if parsed.status:
+            return _status(parsed, changes)
         if not parsed.config:
             raise ConfigError(["--config=FILE is missing, such as --config=configs/digits.py"])
         return _run(parsed, changes, argv)
@@ -231,6 +243,22 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; what was saved is kept", file=sys.stderr)
         return 130
+
+
+def _status(parsed: flags.FlagValues, changes: list[tuple[str, str]]) -> int:
+    """How the tasks of a sweep stand; the folder is named, or follows from the config."""
+    from lrlab.launch import _status
+
+    if parsed.workdir:
+        folder = _path("workdir", parsed.workdir)
+    elif parsed.config:
+        from lrlab.jobs._start import default_folder
+
+        folder = default_folder(_configured(parsed.config, changes), parsed.config)
+    else:
+        raise ConfigError(["--status needs --workdir, or the sweep's --config"])
+    _status.show(folder, parsed.retries)
+    return 0
 
 
 def _configured(file: str, changes: list[tuple[str, str]]) -> dict[str, Any]:
@@ -270,6 +298,9 @@ def _job(config: Mapping[str, Any]) -> Callable[..., None]:
 
 
 def _run(parsed: flags.FlagValues, changes: list[tuple[str, str]], argv: Sequence[str]) -> int:
+    kept = [word for word in argv[1:] if word.lstrip("-") not in ("overwrite", "overwrite=true")]
+    command = shlex.join(["python", "-m", "lrlab.main", *kept])  # what resumes must not delete
+    wanted = launch.read(parsed, changes, command)
     config = _configured(parsed.config, changes)
     if isinstance(config["job"], dict) and config["job"].get("name") in _LANES:
         _device_a_core()
@@ -280,18 +311,18 @@ def _run(parsed: flags.FlagValues, changes: list[tuple[str, str]], argv: Sequenc
     from lrlab.loop import DivergedError
     from lrlab.records import LockedError
 
-    kept = [word for word in argv[1:] if word.lstrip("-") not in ("overwrite", "overwrite=true")]
-    command = shlex.join(["python", "-m", "lrlab.main", *kept])  # what resumes must not delete
     workdir = _path("workdir", parsed.workdir) if parsed.workdir else None
     try:
         _join(parsed, config)
         devices.use_cache()
         devices.keep_memory()
         run = _job(config)
+        check = getattr(sys.modules[run.__module__], "check", build.check)
         if parsed.overwrite:
-            check = getattr(sys.modules[run.__module__], "check", build.check)
             check(config)  # a run is not deleted for one that cannot begin
             devices.led(lambda: _delete(workdir, parsed.dry_run))
+        if wanted:
+            return launch.run(config, workdir, wanted, check)
         run(config, workdir, Options(parsed.config, command, parsed.dry_run))
     except ConfigError:
         raise
@@ -360,6 +391,7 @@ def _keep(e: Exception, config: dict[str, Any], workdir: Path | None, source: st
 def _delete(workdir: Path | None, dry_run: bool) -> None:
     """Deletes a run, and nothing that is none."""
     from lrlab import records
+    from lrlab.jobs import _tasks
 
     if workdir is None:
         raise ConfigError(["--overwrite needs --workdir: which run is to be deleted?"])
@@ -368,9 +400,10 @@ def _delete(workdir: Path | None, dry_run: bool) -> None:
     stored = records.read_json(workdir / "config.json")
     if not {"config", "hash", "lrlab"} <= stored.keys():
         raise ConfigError([f"--overwrite: {workdir} holds no run of lrlab, so it is not deleted"])
-    with records.locked(workdir):
+    with records.locked(workdir), _tasks.idle(workdir):
         # config.json goes last: what a kill leaves is still a run, which may be deleted.
-        for path in sorted(workdir.iterdir(), key=lambda p: p.name == "config.json"):
+        last = {"tasks.json": 1, "config.json": 2}
+        for path in sorted(workdir.iterdir(), key=lambda p: last.get(p.name, 0)):
             if path.name != "lock":
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 

@@ -160,9 +160,12 @@ def best(rows: Iterable[Mapping[str, Any]]) -> Any:
 def trials(folder: Path) -> list[dict[str, Any]]:
     """The trials of a sweep that are over, by number: a flat row each, without its curve.
 
-    What varies between trials is a number, or the text that names it.
+    What varies between trials is a number, or the text that names it. Tasks of a sweep have files
+    of their own, which are put together at its end.
     """
-    rows = sorted(read_lines(folder / "trials.jsonl"), key=lambda row: row["trial"])
+    files = folder / "trials.jsonl", *folder.glob("tasks/*/trials.jsonl")
+    known = {row["trial"]: row for file in files for row in read_lines(file)}
+    rows = [known[number] for number in sorted(known)]
     hidden = "trial", "point", "shown", "curve"
     return [
         {

@@ -13,10 +13,11 @@ FLOORS = (
         *("data", "models", "schedules", "optimizers", "batching", "checkpoint", "devices"),
         *("points", "analysis", "thawing", "pretrained", "augment"),
     },
-    {"train_step", "planning", "trials", "start", "population"},
+    {"train_step", "planning", "trials", "start", "population", "searches"},
     {"epoch", "build"},
     {"loop", "lanes", "forecast", "features", "ensembles"},
     {"jobs", "preview"},
+    {"launch"},
     {"main"},
 )
 ASIDE = {"report", "plots", "charts", "console"}  # records -> what people see

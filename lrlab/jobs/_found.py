@@ -12,8 +12,8 @@ import numpy as np
 
 from lrlab import batching, console, fields, points, population
 from lrlab.build import Recipe
+from lrlab.jobs import _held
 from lrlab.jobs._population import ARMS, Plan
-from lrlab.points import Axis
 
 Row = dict[str, Any]
 Rows = Mapping[str, Sequence[Row]]  # by arm, a row a generation
@@ -89,7 +89,7 @@ def summary(plan: Plan, rows: Rows) -> dict[str, Any]:
         "generations": len(known),
         "members": len(last["donors"]),
         "keys": [axis.key for axis in plan.axes],
-        "logarithmic": [axis.key for axis in plan.axes if _is_logarithmic(axis)],
+        "logarithmic": [axis.key for axis in plan.axes if _held.is_logarithmic(axis)],
         "updates": last["updates"],
         "examples": last["examples"] * len(last["donors"]),
         "best": _member(last, best),
@@ -104,13 +104,6 @@ def summary(plan: Plan, rows: Rows) -> dict[str, Any]:
         "digest": last.get("digest"),
         "comparison": _comparison(rows, score),
     }
-
-
-def _is_logarithmic(axis: Axis) -> bool:
-    """Whether a picture of its numbers needs a logarithmic scale."""
-    if not axis.values:
-        return axis.scale == "log"
-    return 0 < 20 * min(axis.values) < max(axis.values)
 
 
 def _member(row: Row, i: int) -> dict[str, Any]:

@@ -78,16 +78,12 @@ def same_config(folder: Path, config: Mapping[str, Any]) -> bool:
     )
 
 
-def claim(folder: Path, config: Mapping[str, Any], recipe: Recipe, options: Options) -> None:
-    """Writes config.json and environment.json of a run that begins; call it under the lock.
-
-    Looks once more whose folder it is: another process may have begun there in between. Makes room
-    for the run's programs.
+def keep_config(folder: Path, config: Mapping[str, Any], options: Options) -> None:
+    """Writes config.json of a run that begins; call it under the lock.
 
     Raises:
-      ConfigError: as `same_config`.
+      ConfigError: as `same_config`; another process may have begun there in between.
     """
-    devices.make_room()
     if not same_config(folder, config):
         stored = {
             "config": config,
@@ -97,6 +93,18 @@ def claim(folder: Path, config: Mapping[str, Any], recipe: Recipe, options: Opti
             "lrlab": __version__,
         }
         records.write_json(folder / "config.json", stored)
+
+
+def claim(folder: Path, config: Mapping[str, Any], recipe: Recipe, options: Options) -> None:
+    """Writes config.json and environment.json of a run that begins; call it under the lock.
+
+    Makes room for the run's programs.
+
+    Raises:
+      ConfigError: as `same_config`.
+    """
+    devices.make_room()
+    keep_config(folder, config, options)
     if not (folder / "environment.json").exists():
         source = recipe.source
         about = {

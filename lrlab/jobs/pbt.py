@@ -30,18 +30,16 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from lrlab import batching, build, console, devices, fields, points, population, records
+from lrlab import batching, build, console, fields, points, population, records
 from lrlab.build import Recipe
 from lrlab.checkpoint import Checkpoints, named
 from lrlab.data import Dataset
-from lrlab.jobs import _found, _start
+from lrlab.jobs import _found, _held, _start
 from lrlab.jobs._found import Row, Rows
 from lrlab.jobs._population import ARMS, Arm, Plan, check
 from lrlab.lanes import Lanes
 from lrlab.loop import DivergedError
-from lrlab.points import Axis
 from lrlab.report.pbt import comparison_line, write_pbt
-from lrlab.resolve import ConfigError
 from lrlab.train_step import RECORDED
 
 __all__ = ["run"]
@@ -150,7 +148,7 @@ class _Trainer:
         self._columns = [*_SEEN, *(lanes.columns.index(name) for name in lanes.names)]
         self.recorded = np.zeros((longest, len(arm.seeds), len(self._columns)), np.float32)
         began = time.monotonic()
-        self._check_memory(lanes)
+        _held.check_memory(lanes, "pbt.population", "members")
         self._resume(arm, lanes)
         lanes.copy({})  # its program is compiled, and that of the evaluation
         lanes.evaluate("validation", lanes.active)
@@ -195,24 +193,13 @@ class _Trainer:
     def _config(self) -> Mapping[str, Any]:
         return self.plan.recipe.config
 
-    def _check_memory(self, lanes: Lanes) -> None:
-        needed, free = sum(lanes.memory().values()), devices.bytes_free()
-        if needed > free:
-            raise ConfigError(
-                [
-                    f"pbt.population={len(lanes.lanes)} takes {needed / 1e6:,.0f} MB of a device, "
-                    f"which has {free / 1e6:,.0f} MB for it: fewer members, or more devices"
-                ]
-            )
-
     def _resume(self, arm: Arm, lanes: Lanes) -> None:
         """Goes back to the checkpoint, if it is one of this arm."""
         at, self._at = self._at, None
         if at is None or at["arm"] != arm.name:
             return
         found = self.saves.restore({"lanes": lanes.shapes(), "recorded": self.recorded})
-        for warning in self.saves.warnings:
-            console.say(f"warning: {warning}")
+        _held.say_warnings(self.saves.warnings)
         if found is None:
             return
         tree, at = found
@@ -423,7 +410,6 @@ def _conclude(folder: Path, plan: Plan, rows: Rows) -> None:
 
 def _banner(plan: Plan, folder: Path, options: _start.Options) -> str:
     recipe, spec = plan.recipe, plan.spec
-    train, validation, test = recipe.source.sizes
     longest = max(np.diff([0, *plan.ends]))
     how = (
         f"the worst {plan.rules.fraction:.0%} become one of the best {plan.rules.fraction:.0%}"
@@ -432,13 +418,7 @@ def _banner(plan: Plan, folder: Path, options: _start.Options) -> str:
     )
     factors = " or ".join(f"{f:g}" for f in plan.rules.factors)
     items = [
-        (
-            "data",
-            f"{recipe.source.name}: {train:,} train, {validation:,} validation, {test:,} test",
-        ),
-        ("model", f"{recipe.config['model']['name']}, {recipe.parameters:,} parameters"),
-        ("devices", f"{devices.count()} x {devices.describe()['device_kind']}"),
-        *((axis.key, _span(axis)) for axis in plan.axes),
+        *_held.about(recipe, plan.axes),
         (
             "members",
             f"{len(plan.first)}, {len(plan.ends)} generations of {longest:,} updates, "
@@ -449,14 +429,8 @@ def _banner(plan: Plan, folder: Path, options: _start.Options) -> str:
     ]
     if spec["compare"]:
         items.append(("compare", f"numbers held to the end; the replay, {spec['compare']} seeds"))
-    items += [("warning", w) for w in recipe.warnings if not w.startswith("lr=")]
+    items += _held.warnings(recipe)
     return console.banner(f"lrlab pbt {options.source}", [*items, ("folder", str(folder))])
-
-
-def _span(axis: Axis) -> str:
-    if axis.values:
-        return ", ".join(map(points.label, axis.values))
-    return f"{axis.low:g} … {axis.high:g}, {axis.scale}"
 
 
 def _ending(folder: Path) -> str:

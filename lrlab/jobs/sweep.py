@@ -8,16 +8,20 @@ its own. Groups that the memory cannot hold at once go in waves.
 <folder>/trials.parquet   the same as a table, with trials.csv and trials.tex
 <folder>/summary.json     the valley of every setting, and the best points
 <folder>/checkpoints/     the wave that trains, and what was split from it
+<folder>/tasks/           the same of its parts, where `--launch` cut it into tasks: see `_tasks`
 
 Where a regime looks at losses or at noise, lanes whose batches come to differ part: they go on as
 waves of their own, one after another.
 """
 
+import contextlib
 import copy
 import dataclasses
-import json
 import math
+import os
+import socket
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,70 +29,25 @@ from typing import Any
 import jax
 import numpy as np
 
-from lrlab import batching, build, console, devices, fields, optimizers, points, records, resolve
-from lrlab.analysis import noise_scale, valley
+from lrlab import batching, console, devices, fields, points, records, resolve
+from lrlab.analysis import noise_scale
 from lrlab.build import Recipe
 from lrlab.checkpoint import Checkpoints
 from lrlab.data import Dataset
-from lrlab.jobs import _start
-from lrlab.lanes import Lane, Lanes
-from lrlab.report.sweep import scaling_words, write_sweep
+from lrlab.jobs import _start, _tasks
+from lrlab.jobs._sweep_plan import Group, Plan, Trial, check
+from lrlab.jobs._sweep_record import Book, conclude, ending
+from lrlab.jobs._tasks import Task
+from lrlab.lanes import Lanes
+from lrlab.records import LockedError, Writer
 from lrlab.resolve import ConfigError
 from lrlab.train_step import PART_NORM, RECORDED
 from lrlab.trials import Trials
 
 __all__ = ["run"]
 STRETCH = 2.0  # seconds between two looks at the clock and at signals
+WAIT = 2.0  # seconds between two looks at tasks that others train
 _SEEN = [RECORDED.index(name) for name in ("lr", "finite", "loss", "correct", "weight")]
-_PLAIN = ("seed", "lr", "label_smoothing")  # lane values of every chain
-
-
-@dataclasses.dataclass(frozen=True)
-class Trial:
-    """One point of the sweep: its number, what varies, and its whole config."""
-
-    number: int
-    point: dict[str, Any]
-    config: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """Trials that differ in lane values only, and the recipe of the first of them."""
-
-    recipe: Recipe
-    trials: tuple[Trial, ...]
-    keys: tuple[str, ...]  # the lane values that vary
-
-    @property
-    def name(self) -> str:
-        """What sets the group apart."""
-        rest = [points.label(v) for k, v in self.trials[0].point.items() if k not in self.keys]
-        return ", ".join(rest) or "all"
-
-    def lane(self, trial: Trial) -> Lane:
-        """A trial's own numbers."""
-        full = trial.config
-        values = {
-            key.removeprefix("optimizer."): float(_at(full, key))
-            for key in self.keys
-            if key not in ("seed", "lr")
-        }
-        return Lane(int(full["seed"]), float(full["lr"]), values)
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """All trials in their groups; `sweep` is the checked section of the config."""
-
-    sweep: points.Sweep
-    trials: tuple[Trial, ...]
-    groups: tuple[Group, ...]
-
-    def updates(self, recipe: Recipe) -> int:
-        """Updates of a trial at most."""
-        total = sum(e.updates for e in recipe.epochs())
-        return min(total, self.sweep.updates or total)
 
 
 def sizes_of(epochs: Sequence[batching.Epoch], updates: int | None) -> np.ndarray:
@@ -96,88 +55,11 @@ def sizes_of(epochs: Sequence[batching.Epoch], updates: int | None) -> np.ndarra
     return np.concatenate([np.full(e.updates, e.size) for e in epochs])[:updates]
 
 
-def check(config: Mapping[str, Any]) -> Plan:
-    """Expands and checks a sweep; reads no data and compiles nothing.
-
-    Raises:
-      ConfigError: every problem of the section, and of the first config that has one.
-    """
-    sweep = points.read(fields.fill(config).get("sweep"))
-    base = {k: v for k, v in config.items() if k not in ("sweep", "job")}
-    trials = []
-    for i, point in enumerate(sweep.expand()):
-        trials.append(Trial(i, point, fields.fill(points.assign(base, point))))
-    sorted_out: dict[str, tuple[tuple[str, ...], list[Trial]]] = {}
-    for trial in trials:
-        keys = _lane_keys(trial)
-        rest = {k: v for k, v in trial.point.items() if k not in keys}
-        name = records.canonical([keys, rest])
-        sorted_out.setdefault(name, (keys, []))[1].append(trial)
-    groups = []
-    for keys, members in sorted_out.values():
-        for trial in _extremes(members, keys):
-            try:
-                recipe = build.check(trial.config, parts=1)
-            except ConfigError as e:
-                where = ", ".join(f"{k}={points.label(v)}" for k, v in trial.point.items())
-                raise ConfigError(f"trial {trial.number} ({where}): {p}" for p in e.problems) from e
-        recipe = build.check(members[0].config, parts=1)
-        _refuse(recipe)
-        groups.append(Group(recipe, tuple(members), keys))
-    return Plan(sweep, tuple(trials), tuple(groups))
-
-
-def _at(config: Mapping[str, Any], key: str) -> Any:
-    section, dot, inner = key.partition(".")
-    return config[section][inner] if dot else config[section]
-
-
-def _lane_keys(trial: Trial) -> tuple[str, ...]:
-    """The keys of a point that are lane values of its chain."""
-    spec = trial.config["optimizer"]
-    try:
-        schedulable = set(optimizers.schedulable(spec))
-        own = resolve.parameters(resolve.find("lrlab.optimizers", spec.get("name")))
-    except (ConfigError, AttributeError, TypeError):
-        return ()  # the check of the whole config says what is wrong
-    found = []
-    for key in trial.point:
-        section, _, name = key.rpartition(".")
-        value = _at(trial.config, key)
-        numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        inside = section == "optimizer" and name in schedulable
-        outside = not section and name in optimizers.CHAIN and name not in own
-        if numeric and (key in _PLAIN or inside or outside):
-            found.append(key)
-    return tuple(found)
-
-
-def _extremes(members: Sequence[Trial], keys: Sequence[str]) -> list[Trial]:
-    """Trials at the ends of every lane value: if they are sound, so are those between."""
-    found = {members[0].number: members[0]}
-    for key in keys:
-        for choose in min, max:
-            trial = choose(members, key=lambda t, k=key: _at(t.config, k))
-            found[trial.number] = trial
-    return list(found.values())
-
-
-def _refuse(recipe: Recipe) -> None:
-    """What lanes cannot do (yet)."""
-    if recipe.config["nonfinite"]["policy"] == "rollback":
-        raise ConfigError(
-            ["nonfinite.policy='rollback' is for a single run; a sweep takes stop and skip"]
-        )
-    if recipe.config["patience"] is not None:
-        raise ConfigError(["patience ends a single run; in a sweep all trials have all epochs"])
-    if getattr(recipe.model, "axis_name", None):
-        raise ConfigError(
-            ["model.axis_name must be left out in a sweep: each lane is whole on one device"]
-        )
-
-
 def run(config: Mapping[str, Any], workdir: Path | None, options: _start.Options) -> None:
     """Trains all trials, or goes on, or says that it is done.
+
+    A sweep that was cut into tasks is gone on with, one task after another, beside whoever else
+    trains some.
 
     Raises:
       ConfigError, DataError, LockedError, Stopped: see `main` for their exit codes.
@@ -185,44 +67,115 @@ def run(config: Mapping[str, Any], workdir: Path | None, options: _start.Options
     planned, full = check(config), fields.fill(config)
     folder = workdir or _start.default_folder(full, options.source)
     _start.same_config(folder, full)
-    console.say(_banner(planned, folder, options))
+    console.say(banner(planned, folder, options))
     if options.dry_run:
         console.say("dry run: nothing was trained or written")
         return
-    with records.locked(folder) as writer:
-        _start.claim(folder, full, planned.groups[0].recipe, options)
+    if tasks := _tasks.read(folder):
+        if all(task.is_over for task in tasks):
+            console.say("already finished")
+        with _tasks.alone(folder):
+            _start.claim(folder, full, planned.groups[0].recipe, options)
         with _start.signals() as came:
-            conductor = _Conductor(planned, folder, came)
-            if conductor.is_over and (folder / "report.html").exists():
-                console.say("already finished")
-            else:
-                writer.event("resume" if conductor.done else "start", trials=len(conductor.done))
-                try:
-                    conductor.perform()
-                    writer.event("end", trials=len(conductor.done))
-                except BaseException as e:
-                    writer.event("stop", trials=len(conductor.done), why=type(e).__name__)
-                    raise
-                finally:
-                    _conclude(folder, planned)
-    console.say(_ending(folder))
+            run_tasks(planned, folder, came)
+    else:
+        with records.locked(folder) as writer, _start.signals() as came:
+            _start.claim(folder, full, planned.groups[0].recipe, options)
+            _run_whole(planned, folder, came, writer)
+    console.say(ending(folder))
+
+
+def _run_whole(planned: Plan, folder: Path, came: list[int], writer: Writer) -> None:
+    """Trains a sweep that has no tasks."""
+    if _tasks.read(folder):  # cut a moment ago
+        raise ConfigError(
+            [f"{folder} was cut into tasks just now: the same command goes on with it"]
+        )
+    conductor = _Conductor(planned, folder, came)
+    if conductor.is_over and (folder / "report.html").exists():
+        console.say("already finished")
+        return
+    writer.event("resume" if conductor.done else "start", trials=len(conductor.done))
+    try:
+        conductor.perform()
+        writer.event("end", trials=len(conductor.done))
+    except BaseException as e:
+        writer.event("stop", trials=len(conductor.done), why=type(e).__name__)
+        raise
+    finally:
+        conclude(folder, planned.keys, planned.most)
+
+
+def run_tasks(planned: Plan, folder: Path, came: list[int]) -> None:
+    """Trains all tasks of a sweep that nobody trains, and waits for the others."""
+    said = ""
+    try:
+        while left := [t for t in _tasks.read(folder) if not t.is_over]:
+            free = [t for t in left if t.holder() is None]
+            for task in free:
+                with contextlib.suppress(LockedError):  # another process was quicker
+                    run_task(planned, task, came)
+            if not free:
+                if (text := ", ".join(f"{t.number} ({t.holder()})" for t in left)) != said:
+                    console.say(f"waiting for tasks that others train: {text}")
+                said = text
+                time.sleep(WAIT)
+            if came:
+                raise _start.Stopped(came[0], 0)
+    finally:
+        _tasks.conclude(folder)
+
+
+def run_task(planned: Plan, task: Task, came: list[int]) -> None:
+    """Trains one task of a sweep, or goes on with it.
+
+    Raises:
+      LockedError: another process trains it.
+      Stopped: a signal came, and all was saved.
+    """
+    with task.held() as writer:
+        conductor = _Conductor(planned.part(task.trials), task.folder, came, writer)
+        if conductor.is_over:
+            return
+        began, steps = time.monotonic(), conductor.saves.steps()
+        who = {"host": socket.gethostname(), "process": os.getpid()}
+        place = {"trials": len(conductor.done), "checkpoint": steps[-1] if steps else 0}
+        writer.event("start", **who, **place)
+
+        def ended(name: str, **what: Any) -> None:
+            seconds = round(time.monotonic() - began, 3)
+            writer.event(name, trials=len(conductor.done), seconds=seconds, **what)
+
+        try:
+            conductor.perform()
+            ended("end")
+        except (_start.Stopped, KeyboardInterrupt) as e:
+            ended("stop", why=str(e))
+            raise
+        except Exception as e:
+            text = "".join(traceback.format_exception(e))
+            records.write_text(task.folder / "traceback.txt", text)
+            ended("failed", why=resolve.cause(e)[:1000])
+            raise
 
 
 class _Conductor:
     """Takes the waves one after another, and keeps the record of trials that are over."""
 
-    def __init__(self, planned: Plan, folder: Path, came: list[int]):
-        self.plan, self.came = planned, came
-        self.file = folder / "trials.jsonl"
-        rows = records.read_lines(self.file)
-        records.write_text(self.file, "".join(map(records.line, rows)))  # without a torn tail
-        self.done = {row["trial"] for row in rows}
+    def __init__(self, planned: Plan, folder: Path, came: list[int], writer: Writer | None = None):
+        self.plan, self.came, self._writer = planned, came, writer
+        self.book = Book(folder / "trials.jsonl")
         self.saves = Checkpoints(
             folder / "checkpoints", planned.groups[0].recipe.config["checkpoint"]["keep"]
         )
         self.waves: list[_Wave] = []  # the first one trains, the others were split from it
         self._data: tuple[str, Dataset] | None = None
         self._said = time.monotonic()
+
+    @property
+    def done(self) -> set[int]:
+        """Trials that are over."""
+        return self.book.done
 
     @property
     def is_over(self) -> bool:
@@ -235,9 +188,16 @@ class _Conductor:
             for group in self.plan.groups:
                 while left := [t for t in group.trials if t.number not in self.done]:
                     self.waves = self._wave(group, left)
+                    self._note(self.waves[0])
                     while self.waves:
                         self.waves[0].train(self)
                         self.waves.pop(0)
+
+    def _note(self, wave: "_Wave") -> None:
+        """Where a task begins or goes on."""
+        if self._writer:
+            trials = [wave.trials[i].number for i in wave.lanes.active]
+            self._writer.event("wave", update=wave.lanes.step, lanes=trials)
 
     def save(self) -> None:
         """Saves all that trains or waits, also between two looks."""
@@ -271,13 +231,6 @@ class _Conductor:
         step = waves[0].lanes.step
         console.say(f"resuming at update {step:,} with {len(waves[0].lanes.active)} lanes")
         return [w for w in waves if w.lanes.active]  # of which there are: some trials are left
-
-    def write(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Appends the rows of trials that are over; none is written twice."""
-        new = [row for row in rows if row["trial"] not in self.done]
-        with self.file.open("a", encoding="utf-8") as f:
-            f.write("".join(map(records.line, new)))
-        self.done |= {row["trial"] for row in new}
 
     def say(self, wave: "_Wave") -> None:
         """A line of progress, every few seconds."""
@@ -366,7 +319,7 @@ class _Wave:
             if count == left:
                 part = self.recorded[: inside + count]
                 over = self.results.see(self.looked, part, self.lanes.active)
-                conductor.write(self._rows(over))
+                conductor.book.write(self._rows(over))
                 self.lanes.keep([i for i in self.lanes.active if i not in set(over)])
                 self.looked = self.lanes.step
                 conductor.say(self)
@@ -510,49 +463,6 @@ def _number(x: float) -> float | None:
     return float(f"{x:.6g}") if np.isfinite(x) else None
 
 
-def _conclude(folder: Path, planned: Plan) -> None:
-    """Writes what the trials that are over say: summary.json, tables, figures, the report."""
-    keys = [axis.key for axis in planned.sweep.axes]
-    rows = records.trials(folder)
-    if rows:
-        most = {t.number: planned.updates(g.recipe) for g in planned.groups for t in g.trials}
-        at_most = sum(
-            row["updates"] if row["outcome"] == "budget" else most[row["trial"]] for row in rows
-        )
-        records.write_json(folder / "summary.json", valley.summary(rows, keys, at_most))
-        _tables(folder, rows)
-    write_sweep(folder, len(planned.trials))
-
-
-def _tables(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes the trials as trials.csv, .tex and .parquet."""
-    import pyarrow
-    import pyarrow.parquet
-
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    cells = [[_cell(row.get(name)) for name in names] for row in rows]
-    records.write_text(
-        folder / "trials.csv", "".join(",".join(line) + "\n" for line in [names, *cells])
-    )
-    lines = [" & ".join(map(_tex, line)) + " \\\\" for line in [names, *cells]]
-    body = [f"\\begin{{tabular}}{{{'l' * len(names)}}}", "\\hline", lines[0], "\\hline"]
-    ending = ["\\hline", "\\end{tabular}"]
-    records.write_text(folder / "trials.tex", "\n".join([*body, *lines[1:], *ending]) + "\n")
-    temporary = folder / ".trials.parquet"
-    whole = [{name: row.get(name) for name in names} for row in rows]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(whole), temporary)
-    temporary.replace(folder / "trials.parquet")
-
-
-def _tex(text: str) -> str:
-    return "".join(f"\\{c}" if c in "&%$#_{}" else c for c in text.strip('"'))
-
-
-def _cell(value: Any) -> str:
-    text = "" if value is None else str(value)
-    return json.dumps(text) if "," in text or '"' in text else text
-
-
 def _span(axis: points.Axis, method: str) -> str:
     """What an axis takes, in a line."""
     values = axis.grid() if method == "grid" else axis.values
@@ -564,7 +474,13 @@ def _span(axis: points.Axis, method: str) -> str:
     return ", ".join(texts)
 
 
-def _banner(planned: Plan, folder: Path, options: _start.Options) -> str:
+def banner(
+    planned: Plan,
+    folder: Path,
+    options: _start.Options,
+    where: tuple[str, str] | None = None,
+) -> str:
+    """What will be trained. where: instead of this process's devices."""
     first = planned.groups[0].recipe
     sweep = planned.sweep
     most = max(planned.updates(g.recipe) for g in planned.groups)
@@ -576,7 +492,7 @@ def _banner(planned: Plan, folder: Path, options: _start.Options) -> str:
             f"{first.source.name}: {train_size:,} train, {validation:,} validation, {test:,} test",
         ),
         ("model", f"{first.config['model']['name']}, {first.parameters:,} parameters"),
-        ("devices", f"{devices.count()} x {devices.describe()['device_kind']}"),
+        where or ("devices", f"{devices.count()} x {devices.describe()['device_kind']}"),
         *((axis.key, _span(axis, sweep.method)) for axis in sweep.axes),
         (
             "trials",
@@ -592,25 +508,3 @@ def _banner(planned: Plan, folder: Path, options: _start.Options) -> str:
         ("folder", str(folder)),
     ]
     return console.banner(f"lrlab sweep {options.source}", items, [])
-
-
-def _ending(folder: Path) -> str:
-    said = records.read_json(folder / "summary.json")
-    outcomes = ", ".join(f"{n:,} {o}" for o, n in sorted(said["outcomes"].items()))
-    saved = 1 - said["updates"] / max(1, said.get("at_most", said["updates"]))
-    lines = [
-        f"{said['trials']:,} trials: {outcomes}",
-        f"{said['updates']:,} updates"
-        + (f"; trials that ended early saved {saved:.0%}" if saved else ""),
-    ]
-    for entry in said["valleys"]:
-        best, good = entry["best"], entry.get("good")
-        rate = f" at lr {best['lr']:.3g}" if best.get("lr") else ""
-        span = f"; good from {good['low']:.2g} to {good['high']:.2g}" if good else ""
-        lines.append(
-            f"  {entry['name']:<24} best validation accuracy {best['val_accuracy']:.2%}{rate}{span}"
-        )
-    lines = lines[:17]
-    if rule := said.get("scaling"):
-        lines.append(f"the best rate grows as {scaling_words(rule)}")
-    return "\n".join([*lines, f"report {folder / 'report.html'}"])

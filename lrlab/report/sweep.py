@@ -18,8 +18,11 @@ CAPTIONS = {
 }
 
 
-def write_sweep(folder: Path, planned: int) -> Path:
-    """Writes plots/ and report.html of a sweep of `planned` trials, finished or not."""
+def write_sweep(folder: Path, planned: int, tasks: Sequence[Mapping[str, Any]] = ()) -> Path:
+    """Writes plots/ and report.html of a sweep of `planned` trials, finished or not.
+
+    tasks: rows that say how its parts stand, where it was cut into some.
+    """
     record, rows = records.read(folder), records.trials(folder)
     summary = records.read_json(folder / "summary.json")
     svgs = charts.save_sweep(folder, rows, summary) if rows else {}
@@ -30,6 +33,9 @@ def write_sweep(folder: Path, planned: int) -> Path:
             "Best points": _settings(summary),
             "Trials": _trials(rows),
         }
+    if tasks:
+        shown = [[_text(value) for value in task.values()] for task in tasks]
+        sections["Tasks"] = table(list(tasks[0]), shown)
     state = "finished" if len(rows) == planned else "unfinished"
     text = page(record, state, _verdict(rows, summary, planned), _cards(rows, summary), sections)
     records.write_text(folder / "report.html", text)
