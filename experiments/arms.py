@@ -20,6 +20,8 @@ from experiments.recipes import device
 from lrlab import build, charts, devices, plots, records
 from lrlab import main as command
 from lrlab.analysis import valley
+from lrlab.data import DataError
+from lrlab.jobs._start import Stopped
 from lrlab.lanes import Lane, Lanes
 from lrlab.resolve import ConfigError
 from lrlab.train_step import RECORDED
@@ -146,6 +148,11 @@ def is_small(found: Mapping[str, Any], margin: float = MARGIN) -> str:
 def is_above(found: Mapping[str, Any]) -> str:
     """Whether a gap is above zero: "yes" or "no" where all of its interval says so."""
     return "yes" if found["low"] > 0 else "no" if found["high"] < 0 else "unclear"
+
+
+def is_below(found: Mapping[str, Any]) -> str:
+    """Whether a gap is below zero: "yes" or "no" where all of its interval says so."""
+    return "yes" if found["high"] < 0 else "no" if found["low"] > 0 else "unclear"
 
 
 def reaches(found: Mapping[str, Any], margin: float = MARGIN) -> str:
@@ -309,7 +316,13 @@ def command_line(
     except KeyboardInterrupt:
         print("stopped; the same command goes on with what is not done", file=sys.stderr)
         return 130
+    except Stopped as e:  # by a job of the study, which saved first
+        print(f"{e}; the same command goes on", file=sys.stderr)
+        return 128 + e.number
     except ConfigError as e:
         print(e, file=sys.stderr)
-        return 2
+        return command.USAGE
+    except DataError as e:
+        print(e, file=sys.stderr)
+        return command.DATA
     return 0

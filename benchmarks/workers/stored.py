@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lrlab.data import DataError, Dataset, Source, Split, tabular, tfds
+from lrlab.data import DataError, Dataset, Source, Split, digits, tabular, tfds
 
 __all__ = ["npz"]
 
@@ -15,6 +15,7 @@ REAL: dict[str, Callable[[], Source]] = {
     "mnist": lambda: tfds.images("mnist"),
     "cifar10": lambda: tfds.images("cifar10"),
     "covertype": tabular.covertype,
+    "digits": digits.digits,
 }
 RANDOM: dict[str, tuple[tuple[int, ...], Any, int, tuple[int, int, int]]] = {
     "mnist": ((28, 28, 1), np.uint8, 10, (55_000, 5_000, 10_000)),
@@ -25,7 +26,7 @@ RANDOM: dict[str, tuple[tuple[int, ...], Any, int, tuple[int, int, int]]] = {
 
 def write(name: str, path: Path, random: bool) -> str:
     """Writes a set for `npz` to read; returns what a record says about it."""
-    if random:
+    if random and name in RANDOM:
         data, notes = _random(name), ("random values",)
     else:
         try:
