@@ -608,7 +608,7 @@ def test_the_recipe_of_a_search_is_sound():
 
 
 LONG = {
-    "halving": ("--config.search.method=halving", "--config.search.trials=40"),
+    "halving": ("--config.search.method=halving", "--config.search.trials=16"),
     "tpe": ("--config.search.method=tpe", "--config.search.trials=48"),
 }
 

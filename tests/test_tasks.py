@@ -131,6 +131,17 @@ def test_a_task_alone_says_what_is_wrong_with_it(tmp_path, capsys, monkeypatch):
     assert "for the tasks of a sweep" in capsys.readouterr().err
 
 
+def test_a_sweep_is_not_deleted_while_somebody_trains_a_task(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(_tasks, "MOMENT", 0.1)
+    cut(tmp_path, 2, axes=({"key": "lr", "values": (0.1, 0.2)},))
+    command = ["lrlab", "--config=configs/digits.py", f"--workdir={tmp_path}", "--overwrite"]
+    with records.locked(tmp_path / "tasks" / "1"):
+        assert main.main(command) == 75
+    assert "another process trains" in capsys.readouterr().err
+    assert (tmp_path / "tasks.json").exists()
+
+
 @pytest.mark.parametrize(
     ("events", "is_held", "expected"),
     [

@@ -116,7 +116,7 @@ def run_job(
         words = ["--wait=300", *words, "--distributed"]
     options |= _options(folder, "%j", own)
     text = script(f"{what}.", wanted.command, options, shlex.join(words))
-    return _submit(folder, text, wanted, what.lower())
+    return _submit(folder, text, wanted, f"one run in {count} process{'es' * (count > 1)}")
 
 
 def script(what: str, command: str, options: Mapping[str, str | None], line: str) -> str:
