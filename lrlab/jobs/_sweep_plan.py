@@ -91,8 +91,13 @@ def check(config: Mapping[str, Any]) -> Plan:
     for i, point in enumerate(sweep.expand()):
         trials.append(Trial(i, point, fields.fill(points.assign(base, point))))
     sorted_out: dict[str, tuple[tuple[str, ...], list[Trial]]] = {}
+    known: dict[str, tuple[set[str], set[str]] | None] = {}  # by optimizer: slow to find out
     for trial in trials:
-        keys = _lane_keys(trial)
+        spec = trial.config["optimizer"]
+        if repr(spec) not in known:
+            known[repr(spec)] = _own(spec)
+        found = known[repr(spec)]
+        keys = _lane_keys(trial, *found) if found else ()
         rest = {k: v for k, v in trial.point.items() if k not in keys}
         name = records.canonical([keys, rest])
         sorted_out.setdefault(name, (keys, []))[1].append(trial)
@@ -115,14 +120,17 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
     return config[section][inner] if dot else config[section]
 
 
-def _lane_keys(trial: Trial) -> tuple[str, ...]:
-    """The keys of a point that are lane values of its chain."""
-    spec = trial.config["optimizer"]
+def _own(spec: Any) -> tuple[set[str], set[str]] | None:
+    """What of a chain can vary by lane, and the rule's own parameters; None where it is wrong."""
     try:
-        schedulable = set(optimizers.schedulable(spec))
         own = resolve.parameters(resolve.find("lrlab.optimizers", spec.get("name")))
+        return set(optimizers.schedulable(spec)), set(own)
     except (ConfigError, AttributeError, TypeError):
-        return ()  # the check of the whole config says what is wrong
+        return None  # the check of the whole config says what is wrong
+
+
+def _lane_keys(trial: Trial, schedulable: set[str], own: set[str]) -> tuple[str, ...]:
+    """The keys of a point that are lane values of its chain."""
     found = []
     for key in trial.point:
         section, _, name = key.rpartition(".")
