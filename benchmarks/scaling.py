@@ -4,10 +4,10 @@
 
 Measured here: checking a sweep of so many trials, cutting it into tasks, looking how they stand,
 reading the rows, the report; what a task costs beside its updates (a process that imports,
-compiles and trains a single update); the decisions of a population of so many members. The figure
-docs/scaling.png and the printed tables add what other programs measured: a lane's update by lanes
-and weights (sweep_against_torch.py), and what hosts that train one run lose to each other
-(hosts.py). `on_paper` says what follows for 10,000 lanes on 1,000 devices, and from what.
+compiles and trains a single update); the decisions of a population of so many members. The printed
+tables are those of docs/scaling.md; what a lane's update costs by weights they take from the record
+of sweep_against_torch.py. `on_paper` says what follows for 10,000 lanes on 1,000 devices, and from
+what; `one_run` what a ring of all-reduce would leave of one run's speed.
 """
 
 import argparse
@@ -182,17 +182,18 @@ def on_paper(lanes: Sequence[Mapping[str, float]], task: float, conclude: float)
     return {"lanes": LANES, "devices": DEVICES, "updates": UPDATES, "rows": rows}
 
 
-def one_run(fit: Mapping[str, float], alone: float, weights: int, hosts: int) -> float:
-    """Milliseconds of an update of one run on hosts of one device each.
+def one_run(alone: float, weights: int, hosts: int) -> dict[str, float]:
+    """On paper: milliseconds of an update of one run on hosts of one device each, and efficiency.
 
     Args:
-      fit: what the collective costs between two hosts here, a + b * weights. alone: milliseconds of
-        the whole batch on one device, of which each host takes its part. Of a ring of all-reduce:
-        2 (hosts - 1) steps, each with 1 / hosts of the gradient.
+      alone: milliseconds of the whole batch on one device, of which each host takes its part. Of a
+        ring of all-reduce: 2 (hosts - 1) steps, each with 1 / hosts of the gradient.
     """
     steps = 2 * (hosts - 1)
     sent = steps * 4 * weights / hosts / NETWORK["bytes_per_second"]
-    return alone / hosts + 1e3 * (steps * NETWORK["latency"] + sent)
+    taken = alone / hosts + 1e3 * (steps * NETWORK["latency"] + sent)
+    found = {"alone_ms": alone, "weights": weights, "hosts": hosts, "ms": round(taken, 2)}
+    return {**found, "efficiency": round(alone / hosts / taken, 4)}
 
 
 def _main() -> None:
@@ -215,7 +216,7 @@ def _main() -> None:
         starts = [of_a_task(Path(home) / str(i), env) for i in range(known.rounds + 1)]
     task = {"cold": round(starts[0], 2), "warm": spread(starts[1:])}
     print("a task of one update:", task)
-    lanes, hosts = lane_times(stored("sweep_against_torch")), stored("hosts")
+    lanes = lane_times(stored("sweep_against_torch"))
     last = trials[str(sizes[-1])]
     record = {
         "benchmark": "scaling",
@@ -227,7 +228,12 @@ def _main() -> None:
         "task_seconds": task,
         "ms_of_a_core_per_lane_update": lanes,
         "on_paper": on_paper(lanes, task["cold"], last["conclude"]["median"]),
-        "hosts": hosts.get("fit", {}),
+        "one_run_on_paper": [
+            one_run(alone, weights, count)
+            for weights in (1_000_000, 25_000_000)
+            for alone in (100.0, 1000.0)
+            for count in (2, 8, 64)
+        ],
     }
     known.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     show(record)
@@ -248,6 +254,13 @@ def show(record: Mapping[str, Any]) -> None:
         print(
             f"| {row['weights']:,} | {row['train_seconds']:,} s | {row['start_seconds']:.1f} s | "
             f"{row['conclude_seconds']:.1f} s | {row['efficiency']:.1%} |"
+        )
+    print("| weights | on one device | hosts | update | efficiency |")
+    print("| --- " * 5 + "|")
+    for row in record["one_run_on_paper"]:
+        print(
+            f"| {row['weights']:,} | {row['alone_ms']:,.0f} ms | {row['hosts']} | "
+            f"{row['ms']:.1f} ms | {row['efficiency']:.0%} |"
         )
 
 
