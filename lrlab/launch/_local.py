@@ -7,6 +7,7 @@ save and end (Linux tells them), and the same command goes on. Several drivers s
 import collections
 import contextlib
 import dataclasses
+import math
 import os
 import re
 import signal
@@ -87,7 +88,7 @@ class _Driver:
         self.cut, self.wanted, self.count = cut, wanted, workers
         self.gpus, self.cores = gpus(wanted.env), _cores()
         self.workers: list[_Worker] = []
-        self.over: set[int] = set()  # tasks, which are not looked at again
+        self.over: dict[int, State] = {}  # tasks, which are not looked at again
         self.early = (
             collections.Counter()
         )  # of a task: processes that died before they could say so
@@ -109,6 +110,8 @@ class _Driver:
             if time.monotonic() - self._looked >= LOOK:
                 found = self._look()
                 if not self.workers and all(s.name in ("over", "failed") for s in found):
+                    self._said = -math.inf
+                    self._say(found)
                     return
                 self._start(found)
                 self._looked = time.monotonic()
@@ -117,12 +120,10 @@ class _Driver:
 
     def _look(self) -> list[State]:
         found = [
-            State(task, "over", len(task.trials), "", 0, 0, "")
-            if task.number in self.over
-            else _tasks.state(task, self.wanted.retries)
+            self.over.get(task.number) or _tasks.state(task, self.wanted.retries)
             for task in self.cut.tasks
         ]
-        self.over |= {s.task.number for s in found if s.name == "over"}
+        self.over |= {s.task.number: s for s in found if s.name == "over"}
         return found
 
     def _start(self, found: Sequence[State]) -> None:
