@@ -7,7 +7,6 @@ save and end (Linux tells them), and the same command goes on. Several drivers s
 import collections
 import contextlib
 import dataclasses
-import math
 import os
 import re
 import signal
@@ -94,6 +93,7 @@ class _Driver:
         )  # of a task: processes that died before they could say so
         self.later: dict[int, float] = {}  # task -> when it may be tried again
         self._looked = self._said = -SAY
+        self._line = ""
         (cut.folder / "launch").mkdir(exist_ok=True)
 
     def run(self, came: list[int]) -> None:
@@ -110,8 +110,7 @@ class _Driver:
             if time.monotonic() - self._looked >= LOOK:
                 found = self._look()
                 if not self.workers and all(s.name in ("over", "failed") for s in found):
-                    self._said = -math.inf
-                    self._say(found)
+                    self._say(found, is_last=True)
                     return
                 self._start(found)
                 self._looked = time.monotonic()
@@ -185,11 +184,13 @@ class _Driver:
         for worker in self.workers:
             worker.process.wait()
 
-    def _say(self, found: Sequence[State]) -> None:
-        """A line for the whole, every few seconds."""
-        if time.monotonic() - self._said >= SAY:
-            self._said = time.monotonic()
-            console.say(_status.line(self.cut.folder, found))
+    def _say(self, found: Sequence[State], is_last: bool = False) -> None:
+        """A line for the whole, every few seconds; the last one if it is new."""
+        if is_last or time.monotonic() - self._said >= SAY:
+            line, before = _status.line(self.cut.folder, found), self._line
+            self._said, self._line = time.monotonic(), line
+            if not is_last or line != before:
+                console.say(line)
 
 
 def _events(task: Task) -> list[dict[str, Any]]:
