@@ -10,7 +10,6 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -94,11 +93,6 @@ def hosts() -> int:
 def is_first() -> bool:
     """Whether this host writes records and checkpoints."""
     return jax.process_index() == 0
-
-
-def leave(code: int) -> None:
-    """Ends this process at once: the others learn that a host is gone, and end too."""
-    os._exit(code)
 
 
 @functools.cache
